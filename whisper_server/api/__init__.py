@@ -1,0 +1,1 @@
+"""Wire formats to core types and back, nothing else."""

@@ -1,0 +1,1 @@
+"""Pure rules and data: standard library and numpy only."""

@@ -1,0 +1,125 @@
+"""Every fault the server can name, as one tree.
+
+    WhisperServerError
+    ├── ConfigurationError            the operator must change a setting; the server does not start
+    ├── InvalidRequestError           the client must change the request
+    │   ├── UnsupportedByEngineError
+    │   └── InvalidAudioError         the upload cannot be used as audio
+    │       ├── EmptyAudioError
+    │       ├── UnsupportedAudioFormatError
+    │       ├── NoAudioStreamError
+    │       └── AudioTooLongError
+    ├── UploadTooLargeError
+    ├── ModelNotFoundError            no such model, here or at the hub
+    ├── ModelUnavailableError         it exists but cannot be had now; trying again may help
+    │   ├── ModelAccessDeniedError
+    │   ├── ModelDownloadError
+    │   └── ModelLoadError
+    ├── ServerBusyError
+    └── EngineError                   inference failed
+
+`message` is written for the client: no paths, secrets or exception texts. The cause is chained and logged.
+`api/errors.py` gives each class its HTTP status, type and code.
+"""
+
+
+class WhisperServerError(Exception):
+    """A fault with a message for whoever asked.
+
+    Attributes:
+        message: one or two sentences for the client.
+        param: the request field at fault, if one is.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class ConfigurationError(WhisperServerError):
+    """A setting is wrong; the message says which, where it came from, and what to set."""
+
+
+class InvalidRequestError(WhisperServerError):
+    """A field is missing, malformed or out of range.
+
+    Attributes:
+        code: a word for programs, such as `unsupported_value`; None where the type says enough.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.code = code
+
+
+class UnsupportedByEngineError(InvalidRequestError):
+    """The engine behind the model cannot do this; the message names both."""
+
+
+class InvalidAudioError(InvalidRequestError):
+    """The upload is in a known format but damaged beyond use."""
+
+
+class EmptyAudioError(InvalidAudioError):
+    """There is not one sample to transcribe."""
+
+
+class UnsupportedAudioFormatError(InvalidAudioError):
+    """The content is in none of the formats the server reads."""
+
+
+class NoAudioStreamError(InvalidAudioError):
+    """A media file without sound."""
+
+
+class AudioTooLongError(InvalidAudioError):
+    """The recording is longer than the server accepts."""
+
+
+class UploadTooLargeError(WhisperServerError):
+    """The request body is larger than the server accepts."""
+
+
+class ModelNotFoundError(WhisperServerError):
+    """No model goes by this name, or it may not be used."""
+
+
+class ModelUnavailableError(WhisperServerError):
+    """The model exists but cannot be had now."""
+
+
+class ModelAccessDeniedError(ModelUnavailableError):
+    """The hub wants a token, or the token may not read the model."""
+
+
+class ModelDownloadError(ModelUnavailableError):
+    """The download failed; the next request tries again.
+
+    Attributes:
+        is_retryable: whether trying again soon may help.
+    """
+
+    def __init__(self, message: str, *, is_retryable: bool = True) -> None:
+        super().__init__(message)
+        self.is_retryable = is_retryable
+
+
+class ModelLoadError(ModelUnavailableError):
+    """The files are here but do not make a working model."""
+
+
+class ServerBusyError(WhisperServerError):
+    """Too much is waiting already.
+
+    Attributes:
+        retry_after_s: when to come back, seconds.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineError(WhisperServerError):
+    """Inference failed for a reason of the engine's own."""

@@ -1,0 +1,1 @@
+"""The engines: each turns windows of audio into text behind `core.engine.Engine`."""

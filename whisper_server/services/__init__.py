@@ -1,0 +1,1 @@
+"""Asynchronous orchestration of engines, models and audio."""
