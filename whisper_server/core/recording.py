@@ -61,6 +61,16 @@ class Recording:
         """Seconds of the original, whatever was left out since."""
         return self._original_samples / SAMPLE_RATE
 
+    @property
+    def spans(self) -> tuple[SampleSpan, ...]:
+        """The parts of the whole recording that read as one piece."""
+        return self._spans
+
+    @property
+    def is_selection(self) -> bool:
+        """Whether it reads only chosen spans."""
+        return self._is_selection
+
     def select(self, spans: tuple[SampleSpan, ...]) -> "Recording":
         """These spans of the whole recording, read as one piece; times still map to the original."""
         return Recording(

@@ -37,18 +37,26 @@ class Task(StrEnum):
 
 
 class Timestamps(StrEnum):
-    """How finely a window's text is timed. WORD includes SEGMENT and costs one more decoder pass."""
+    """How finely a window's text is timed.
+
+    SEGMENT lets the model sample timestamp tokens, WORD adds one more decoder pass that places each word.
+    WORD_ONLY places words without timestamp tokens: a window is then one segment.
+    """
 
     NONE = "none"
     SEGMENT = "segment"
     WORD = "word"
+    WORD_ONLY = "word_only"
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether timestamp tokens are sampled."""
+        return self in (Timestamps.SEGMENT, Timestamps.WORD)
 
-class AudioContext(StrEnum):
-    """How much of the encoder's 30 s is computed: all of it, or only what the audio fills."""
-
-    FULL = "full"
-    SHORT = "short"
+    @property
+    def has_words(self) -> bool:
+        """Whether words are placed."""
+        return self in (Timestamps.WORD, Timestamps.WORD_ONLY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +123,6 @@ class Window:
         previous_tokens: tokens of the windows before this one, by the same engine; they follow `prompt`.
         prefix: text the transcript of this window must begin with.
         timestamps: none, segments, or words too.
-        context: how much of the encoder is computed.
         options: decode options.
     """
 
@@ -129,7 +136,6 @@ class Window:
     previous_tokens: tuple[int, ...] = ()
     prefix: str = ""
     timestamps: Timestamps = Timestamps.SEGMENT
-    context: AudioContext = AudioContext.FULL
     options: DecodeOptions = field(default_factory=DecodeOptions)
 
     @property
@@ -184,6 +190,7 @@ class Segment:
         temperature: at which the window was decoded.
         words: its words, when asked for.
         window_start_s: where its window started.
+        text_token_count: how many of `tokens` are text.
     """
 
     start_s: float
@@ -196,6 +203,7 @@ class Segment:
     temperature: float
     words: tuple[Word, ...] = ()
     window_start_s: float = 0.0
+    text_token_count: int = 0
 
 
 LanguageProbabilities: TypeAlias = Sequence[tuple[str, float]]

@@ -1,0 +1,36 @@
+"""Fixtures every test may use."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ASSETS = Path(__file__).parent / "assets"
+DEMO = Path(__file__).parent.parent / "whisper_server" / "demo"
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def demo_model_path() -> Path:
+    """The bundled demo model, a CTranslate2 folder."""
+    return DEMO / "model"
+
+
+@pytest.fixture(scope="session")
+def sample_recordings() -> list[dict[str, Any]]:
+    """The bundled sample recordings: `path`, `language`, `seconds` and true `segments`."""
+    samples = json.loads((DEMO / "samples" / "samples.json").read_text())
+    return [sample | {"path": DEMO / "samples" / sample["file"]} for sample in samples]
+
+
+@pytest.fixture(scope="session")
+def demo_test_set() -> list[dict[str, Any]]:
+    """The demo model's test set: `path`, `text`, `english`, `language`, `seconds`."""
+    folder = ASSETS / "demo_test_set"
+    clips = json.loads((folder / "clips.json").read_text())
+    return [clip | {"path": folder / clip["file"]} for clip in clips]

@@ -1,0 +1,76 @@
+"""`whisper-server config`: the settings in effect, and where each came from."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from whisper_server.cli.settings_flags import add_settings_arguments, overrides_from
+from whisper_server.config import LoadedSettings, effective_values, load_settings, toml_key, toml_value
+from whisper_server.core.errors import ConfigurationError
+
+_WRONG_SETTINGS = 2
+"""Exit code, as argparse's for a wrong command line."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the flags of this command."""
+    # argparse's own usage would list some fifty flags before the help begins.
+    parser.usage = "%(prog)s [--json] [--config PATH] [--model-config PATH] [--<setting> VALUE ...]"
+    parser.add_argument("--json", action="store_true", help="print JSON: value and source by dotted name")
+    add_settings_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the settings that a server started with the same files, environment and flags would use.
+
+    Returns:
+        The exit code: 0, or 2 when a setting is wrong.
+    """
+    try:
+        loaded = load_settings(
+            config=arguments.config,
+            model_config=arguments.model_config,
+            overrides=overrides_from(arguments),
+        )
+    except ConfigurationError as error:
+        print(error.message, file=sys.stderr)
+        return _WRONG_SETTINGS
+    for warning in loaded.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(_as_json(loaded) if arguments.json else _as_toml(loaded))
+    return 0
+
+
+def _as_json(loaded: LoadedSettings) -> str:
+    entries = {}
+    for path, value in effective_values(loaded.settings):
+        name = ".".join(path)
+        entries[name] = {"value": _plain(value), "source": loaded.sources[name]}
+    return json.dumps(entries, indent=2, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return dict(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _as_toml(loaded: LoadedSettings) -> str:
+    return "\n\n".join("\n".join(lines) for lines in _tables(loaded))
+
+
+def _tables(loaded: LoadedSettings) -> Iterator[list[str]]:
+    """The lines of each table: its header, then a key, its value and its source per line."""
+    for table, entries in groupby(effective_values(loaded.settings), key=lambda entry: entry[0][:-1]):
+        lines = [f"[{'.'.join(toml_key(key) for key in table)}]"]
+        for path, value in entries:
+            source = loaded.sources[".".join(path)]
+            lines.append(f"{toml_key(path[-1])} = {toml_value(value)}  # {source}")
+        yield lines

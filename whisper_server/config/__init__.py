@@ -1,0 +1,44 @@
+"""The settings of the server: one frozen tree, and how it is loaded.
+
+`Settings()` holds the defaults. `load_settings` merges files, the environment and the command line over them
+and says where each value came from. There is no settings object at module level: whoever needs settings is
+given them.
+"""
+
+from whisper_server.config.leaves import Leaf, Setting, Shape, leaves_of
+from whisper_server.config.loading import LoadedSettings, load_settings
+from whisper_server.config.profiles import DecodeProfile
+from whisper_server.config.schema import (
+    LimitSettings,
+    LoggingSettings,
+    ModelSettings,
+    ServerSettings,
+    Settings,
+    StreamingSettings,
+    TranscriptionSettings,
+    VadSettings,
+    section_summary,
+)
+from whisper_server.config.values import effective_values, toml_key, toml_value
+
+__all__ = [
+    "DecodeProfile",
+    "Leaf",
+    "LimitSettings",
+    "LoadedSettings",
+    "LoggingSettings",
+    "ModelSettings",
+    "ServerSettings",
+    "Setting",
+    "Settings",
+    "Shape",
+    "StreamingSettings",
+    "TranscriptionSettings",
+    "VadSettings",
+    "effective_values",
+    "leaves_of",
+    "load_settings",
+    "section_summary",
+    "toml_key",
+    "toml_value",
+]
