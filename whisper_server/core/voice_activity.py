@@ -4,7 +4,7 @@ Source of the rules: the Silero project's `get_speech_timestamps` as `faster_whi
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -48,20 +48,28 @@ def for_batches(options: VadOptions, window_s: float) -> VadOptions:
 
 
 def speech_probabilities(recording: Recording, detector: VoiceDetector) -> Samples:
-    """The probability of speech in each block of a recording, read in pieces.
+    """The probability of speech in each block of a recording.
 
     The end is filled with silence to a whole block, or by a block where it is whole already.
 
     Returns:
         Shape (samples // 512 + 1,), float32.
     """
-    end = (len(recording) // BLOCK_SAMPLES + 1) * BLOCK_SAMPLES
-    parts = []
-    for start in range(0, end, _PIECE_SAMPLES):
-        stop = min(start + _PIECE_SAMPLES, end)
-        piece = recording.read(start, stop)
-        parts.append(detector.probabilities(np.pad(piece, (0, stop - start - len(piece)))))
+    parts = [piece_probabilities(recording, detector, start, stop) for start, stop in pieces(recording)]
     return np.concatenate(parts)
+
+
+def pieces(recording: Recording) -> Iterator[tuple[int, int]]:
+    """The pieces, as (start, stop) samples, in which to detect speech: about 30 s, the last one filled up."""
+    end = (len(recording) // BLOCK_SAMPLES + 1) * BLOCK_SAMPLES
+    for start in range(0, end, _PIECE_SAMPLES):
+        yield start, min(start + _PIECE_SAMPLES, end)
+
+
+def piece_probabilities(recording: Recording, detector: VoiceDetector, start: int, stop: int) -> Samples:
+    """The probability of speech in each block of a piece; `detector` has heard the pieces before it."""
+    piece = recording.read(start, stop)
+    return detector.probabilities(np.pad(piece, (0, stop - start - len(piece))))
 
 
 def find_speech(

@@ -1,0 +1,135 @@
+"""Every fault as an OpenAI error object: `{"error": {"message", "type", "param", "code"}}`."""
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from whisper_server.api.request_id import request_id
+from whisper_server.api.uploads import discard_body
+from whisper_server.core import errors
+
+logger = logging.getLogger(__name__)
+
+_DISCARD_BYTES = 64 << 20
+_CLIENT_CLOSED_REQUEST = 499
+
+
+@dataclass(frozen=True, slots=True)
+class WireError:
+    """How one class of fault looks over HTTP.
+
+    Attributes:
+        status: HTTP status.
+        type: OpenAI's `type`.
+        code: OpenAI's `code`, where the fault itself brings none.
+        should_retry: the `x-should-retry` header, which overrides what clients do by status; None leaves it.
+    """
+
+    status: int
+    type: str
+    code: str | None
+    should_retry: bool | None = None
+
+
+INVALID_REQUEST = "invalid_request_error"
+SERVER_ERROR = "server_error"
+
+WIRE_ERRORS: dict[type[errors.WhisperServerError], WireError] = {
+    errors.WhisperServerError: WireError(500, SERVER_ERROR, "internal_error", should_retry=False),
+    errors.ConfigurationError: WireError(500, SERVER_ERROR, "configuration_error", should_retry=False),
+    errors.InvalidRequestError: WireError(400, INVALID_REQUEST, None),
+    errors.UnsupportedByEngineError: WireError(400, INVALID_REQUEST, "unsupported_value"),
+    errors.InvalidAudioError: WireError(400, INVALID_REQUEST, "invalid_audio"),
+    errors.EmptyAudioError: WireError(400, INVALID_REQUEST, "empty_audio"),
+    errors.UnsupportedAudioFormatError: WireError(400, INVALID_REQUEST, "unsupported_format"),
+    errors.NoAudioStreamError: WireError(400, INVALID_REQUEST, "no_audio_stream"),
+    errors.AudioTooLongError: WireError(400, INVALID_REQUEST, "audio_too_long"),
+    errors.UploadTooLargeError: WireError(413, INVALID_REQUEST, "file_too_large"),
+    errors.ModelNotFoundError: WireError(404, INVALID_REQUEST, "model_not_found"),
+    errors.ModelUnavailableError: WireError(503, SERVER_ERROR, "model_unavailable"),
+    errors.ModelAccessDeniedError: WireError(503, SERVER_ERROR, "model_access_denied", should_retry=False),
+    errors.ModelDownloadError: WireError(503, SERVER_ERROR, "model_download_failed"),
+    errors.ModelLoadError: WireError(503, SERVER_ERROR, "model_load_failed", should_retry=False),
+    errors.ServerBusyError: WireError(429, "rate_limit_error", "server_busy", should_retry=True),
+    errors.EngineError: WireError(500, SERVER_ERROR, "inference_failed"),
+}
+"""One row for each class of `core.errors`; a test walks the tree."""
+
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def error_body(message: str, type_: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """The error object. All four keys are always there."""
+    return {"error": {"message": message, "type": type_, "param": param, "code": code}}
+
+
+def error_response(error: errors.WhisperServerError) -> JSONResponse:
+    """The answer to a request that failed with `error`."""
+    wire = WIRE_ERRORS[type(error)]
+    code = getattr(error, "code", None) or wire.code
+    headers = {}
+    should_retry = wire.should_retry
+    if isinstance(error, errors.ModelDownloadError):
+        should_retry = error.is_retryable
+    if should_retry is not None:
+        headers["x-should-retry"] = "true" if should_retry else "false"
+    if isinstance(error, errors.ServerBusyError):
+        headers["retry-after"] = str(math.ceil(error.retry_after_s))
+    return JSONResponse(
+        error_body(error.message, wire.type, error.param, code), status_code=wire.status, headers=headers
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Answer every fault of the app in OpenAI's form."""
+    app.add_exception_handler(errors.WhisperServerError, _on_named)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    app.add_exception_handler(Exception, _on_unknown)
+
+
+async def _on_named(request: Request, error: Exception) -> Response:
+    named = cast("errors.WhisperServerError", error)
+    status = WIRE_ERRORS[type(named)].status
+    level = logging.ERROR if status >= 500 else logging.INFO
+    # The cause tells the operator what the message keeps from the client.
+    cause = named.__cause__ if status >= 500 else None
+    logger.log(level, "%s: %s", type(named).__name__, named.message, exc_info=cause)
+    await discard_body(request, _DISCARD_BYTES)
+    return error_response(named)
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    http = cast("HTTPException", error)
+    message = str(http.detail)
+    if http.status_code in _HTTP_CODES:
+        message = f"{message}: {request.method} {request.url.path[:200]}"
+    body = error_body(message, INVALID_REQUEST, code=_HTTP_CODES.get(http.status_code))
+    return JSONResponse(body, status_code=http.status_code, headers=http.headers)
+
+
+async def _on_invalid(_: Request, error: Exception) -> Response:
+    first = cast("RequestValidationError", error).errors()[0]
+    param = ".".join(str(part) for part in first["loc"][1:]) or None
+    return JSONResponse(error_body(first["msg"], INVALID_REQUEST, param, "invalid_value"), status_code=400)
+
+
+async def _on_disconnect(_: Request, __: Exception) -> Response:
+    logger.info("The client left before its request was complete")
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)
+
+
+async def _on_unknown(_: Request, error: Exception) -> Response:
+    # Starlette raises the exception again after this answer, and the server logs it.
+    message = f"The server failed on this request. Its log has the details under request id {request_id()}."
+    body = error_body(message, SERVER_ERROR, code="internal_error")
+    return JSONResponse(body, status_code=500, headers={"x-should-retry": "false"})

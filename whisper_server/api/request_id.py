@@ -1,0 +1,44 @@
+"""A request id on every response and, through the context, on every log line."""
+
+import re
+import uuid
+from contextvars import ContextVar
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+HEADER = "x-request-id"
+
+_current: ContextVar[str] = ContextVar("request_id", default="-")
+_ACCEPTABLE = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+
+
+def request_id() -> str:
+    """The id of the request in whose context this is called; `-` outside one."""
+    return _current.get()
+
+
+class RequestIdMiddleware:
+    """Takes the client's `x-request-id` where it is a plain word, makes one otherwise, and sends it back."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(HEADER.encode(), b"").decode("latin-1")
+        own = given if _ACCEPTABLE.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        token = _current.set(own)
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[HEADER] = own
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            _current.reset(token)

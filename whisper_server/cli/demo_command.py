@@ -1,0 +1,105 @@
+"""`whisper-server demo`: a server with the demo model, its samples through the OpenAI SDK, and the end."""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from whisper_server.demo import SAMPLES_PATH
+
+_START_S = 60
+_STOP_S = 30
+_LISTENING = re.compile(r"Listening on (http://\S+)")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the flags of this command: none."""
+
+
+def run(_: argparse.Namespace) -> int:
+    """Show the server at work.
+
+    Returns:
+        The exit code: 0 when every sample came back, 1 otherwise.
+    """
+    from openai import OpenAI, OpenAIError
+
+    started_s = time.perf_counter()
+    try:
+        with _server() as url:
+            print(f"Server ready at {url} in {time.perf_counter() - started_s:.1f} s (model: demo)\n")
+            client = OpenAI(base_url=f"{url}/v1", api_key="none-needed")
+            for sample in json.loads((SAMPLES_PATH / "samples.json").read_text(encoding="utf-8")):
+                _show(client, sample)
+    except (OpenAIError, RuntimeError) as error:
+        print(f"The demo failed: {error}", file=sys.stderr)
+        return 1
+    print("The demo model knows a few household sentences and nothing else; real models: docs/models.md.")
+    return 0
+
+
+def _show(client: Any, sample: dict[str, Any]) -> None:
+    started_s = time.perf_counter()
+    transcript = client.audio.transcriptions.create(
+        file=SAMPLES_PATH / sample["file"], model="demo", response_format="verbose_json"
+    )
+    took_s = time.perf_counter() - started_s
+    print(
+        f"{sample['file']}: {transcript.duration:.1f} s of {transcript.language} "
+        f"in {took_s:.2f} s ({transcript.duration / took_s:.0f} x real time)"
+    )
+    for segment in transcript.segments:
+        print(f"  {segment.start:6.2f} - {segment.end:6.2f} {segment.text}")
+    print()
+
+
+@contextmanager
+def _server() -> Iterator[str]:
+    """A server on a free port, as its own process; yields its URL."""
+    command = [sys.executable, "-m", "whisper_server", "serve"]
+    # A free port and the demo model, whatever the environment says.
+    command += [
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--model",
+        "demo",
+        "--log-level",
+        "INFO",
+        "--log-file",
+        "none",
+    ]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            yield _wait_for_url(process)
+        finally:
+            process.terminate()
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _wait_for_url(process: "subprocess.Popen[str]") -> str:
+    """The URL from the server's log; the rest of the log is read and dropped."""
+    assert process.stderr is not None
+    watchdog = threading.Timer(_START_S, process.kill)
+    watchdog.start()
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if match := _LISTENING.search(line):
+            threading.Thread(target=process.stderr.read, daemon=True).start()
+            watchdog.cancel()
+            return match[1]
+    watchdog.cancel()
+    raise RuntimeError("the server did not start:\n" + "".join(lines[-20:]))

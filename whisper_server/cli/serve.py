@@ -1,0 +1,95 @@
+"""`whisper-server serve`: run the server until it is told to stop."""
+
+import argparse
+import logging
+import socket
+import sys
+
+from whisper_server.cli.settings_flags import add_settings_arguments, overrides_from
+from whisper_server.config import LoadedSettings, ServerSettings, load_settings
+from whisper_server.core.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+_WRONG_SETTINGS = 2
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the flags of this command."""
+    parser.usage = "%(prog)s [--config PATH] [--model-config PATH] [--port PORT] [--<setting> VALUE ...]"
+    add_settings_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve.
+
+    Returns:
+        The exit code: 0 after an orderly stop, 2 when a setting is wrong or the address cannot be had.
+    """
+    try:
+        loaded = load_settings(
+            config=arguments.config,
+            model_config=arguments.model_config,
+            overrides=overrides_from(arguments),
+        )
+        _serve(loaded)
+    except ConfigurationError as error:
+        print(error.message, file=sys.stderr)
+        return _WRONG_SETTINGS
+    return 0
+
+
+def _serve(loaded: LoadedSettings) -> None:
+    # Here, so that other commands start without the web framework.
+    import uvicorn
+
+    from whisper_server.bootstrap import create_app
+    from whisper_server.cli.logs import set_up_logging
+
+    settings = loaded.settings
+    set_up_logging(settings.logging)
+    for warning in loaded.warnings:
+        logger.warning("%s", warning)
+    app = create_app(settings)
+    with bind(settings.server) as listener:
+        host, port = listener.getsockname()[:2]
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            lifespan="on",
+            ws="none",
+            server_header=False,
+            timeout_graceful_shutdown=round(settings.server.shutdown_grace_s),
+        )
+        logger.info("Listening on %s", base_url(host, port))
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def bind(server: ServerSettings) -> socket.socket:
+    """Open the server's port.
+
+    Raises:
+        ConfigurationError: the address is taken or is not this machine's.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            server.host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        raise ConfigurationError(
+            f"Cannot listen on {server.host} port {server.port}: {error.strerror}. "
+            "Set WHISPER_SERVER_PORT (or --port) to a free port; 0 takes any."
+        ) from error
+    return listener
+
+
+def base_url(host: str, port: int) -> str:
+    """The address as a client uses it."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
