@@ -1,10 +1,14 @@
 """Fixtures every test may use."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from openai import OpenAI
+
+from tests.live_server import running_server
 
 ASSETS = Path(__file__).parent / "assets"
 DEMO = Path(__file__).parent.parent / "whisper_server" / "demo"
@@ -34,3 +38,16 @@ def demo_test_set() -> list[dict[str, Any]]:
     folder = ASSETS / "demo_test_set"
     clips = json.loads((folder / "clips.json").read_text())
     return [clip | {"path": folder / clip["file"]} for clip in clips]
+
+
+@pytest.fixture(scope="session")
+def server_url() -> Iterator[str]:
+    """A server with the demo model as its default, shared by all tests; without `/v1`."""
+    with running_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def client(server_url: str) -> OpenAI:
+    """The OpenAI SDK on the shared server. It does not retry, so that each fault shows."""
+    return OpenAI(base_url=f"{server_url}/v1", api_key="none-needed", max_retries=0)

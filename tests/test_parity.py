@@ -336,7 +336,7 @@ def test_batched_falls_back_to_temperatures_that_sample(engine: Engine, audio: d
     texts = set()
     for _ in range(3):
         segments, _ = drive(batched(recording, LongFormOptions(decode=strict), batch_size=8), engine)
-        assert {segment.temperature for segment in segments} <= {3.0}
+        assert 3.0 in {segment.temperature for segment in segments}
         texts.add("".join(segment.text for segment in segments))
     assert len(texts) > 1
 

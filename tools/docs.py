@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TypeAlias
 
+from tools.error_docs import errors_page
 from whisper_server.config import (
     DecodeProfile,
     Leaf,
@@ -108,7 +109,10 @@ def settings_page() -> str:
     return "\n".join(parts)
 
 
-GENERATED_DOCS: tuple[GeneratedDoc, ...] = ((Path("docs/settings.md"), settings_page),)
+GENERATED_DOCS: tuple[GeneratedDoc, ...] = (
+    (Path("docs/settings.md"), settings_page),
+    (Path("docs/errors.md"), errors_page),
+)
 """Every generated file; add a pair here and `make docs` and `make check` know of it."""
 
 

@@ -2,8 +2,10 @@
 
 import argparse
 import logging
+import signal
 import socket
 import sys
+from types import FrameType
 
 from whisper_server.cli.settings_flags import add_settings_arguments, overrides_from
 from whisper_server.config import LoadedSettings, ServerSettings, load_settings
@@ -12,6 +14,8 @@ from whisper_server.core.errors import ConfigurationError
 logger = logging.getLogger(__name__)
 
 _WRONG_SETTINGS = 2
+_INTERRUPTED = 130
+_BACKLOG = 2048
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve.
 
     Returns:
-        The exit code: 0 after an orderly stop, 2 when a setting is wrong or the address cannot be had.
+        The exit code: 0 after an orderly stop, 130 after Ctrl-C, 2 when a setting is wrong or the address
+        cannot be had.
     """
     try:
         loaded = load_settings(
@@ -36,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     except ConfigurationError as error:
         print(error.message, file=sys.stderr)
         return _WRONG_SETTINGS
+    except KeyboardInterrupt:  # Ctrl-C: uvicorn has stopped in order
+        return _INTERRUPTED
     return 0
 
 
@@ -61,8 +68,14 @@ def _serve(loaded: LoadedSettings) -> None:
             server_header=False,
             timeout_graceful_shutdown=round(settings.server.shutdown_grace_s),
         )
+        # uvicorn sends itself the signal that stopped it, once it has stopped in order.
+        signal.signal(signal.SIGTERM, _exit)
         logger.info("Listening on %s", base_url(host, port))
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _exit(_: int, __: FrameType | None) -> None:
+    sys.exit(0)
 
 
 def bind(server: ServerSettings) -> socket.socket:
@@ -79,6 +92,8 @@ def bind(server: ServerSettings) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
+            # From here on clients are not refused: they wait until the app has started.
+            listener.listen(_BACKLOG)
         except BaseException:
             listener.close()
             raise

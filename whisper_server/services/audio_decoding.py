@@ -56,7 +56,7 @@ _MAX_FRAME_SAMPLES: Final = 1 << 20
 _MAX_FAILURES_IN_A_ROW: Final = 1000
 
 _SAMPLE_RATES_HZ: Final = range(1_000, 768_001)
-"""Beyond these the resampler's filter grows without bound."""
+"""Above, the resampler's filter grows without bound; below, a few bytes become minutes."""
 
 
 def decode_pcm(source: BinaryIO, *, max_audio_s: float, stop: threading.Event) -> Pcm16:
@@ -202,7 +202,7 @@ def _decoded(
     """The frames that can be decoded, until `stop`.
 
     Raises:
-        InvalidAudioError: there are packets, and none can be decoded.
+        InvalidAudioError: there are packets, or ought to be, and none can be decoded.
     """
     from av.error import FFmpegError
 
@@ -221,7 +221,8 @@ def _decoded(
         if frames:
             has_frames, failures_in_a_row = True, 0
             yield from frames
-    if failures and not has_frames:
+    # `stream.frames` is how many packets an MP4's index promises; 0 where a container does not say.
+    if not has_frames and (failures or stream.frames):
         raise _damaged()
 
 

@@ -5,10 +5,14 @@ name and renamed when whole, so no half file is ever taken for a model; whole fi
 one fails; a transfer that breaks is continued where it stopped (a `Range` request, in steps of 10 MB), at
 most five times without progress. What it does not do and this module adds: a time limit for its listing
 requests, a check of the disk space before the first byte, and errors that say what to do.
+
+All this holds for transfers over plain HTTP. The hub's other way, Xet, tries for minutes when its storage
+fails and cannot be stopped meanwhile, so it is used only where `HF_HUB_DISABLE_XET=0` asks for it.
 """
 
 import errno
 import logging
+import os
 import shutil
 import threading
 import time
@@ -118,7 +122,7 @@ class ModelStore:
     def _download(self, repo_id: str, name: str) -> Path:
         if self._is_stopped.is_set():
             raise _stopped_error(name)
-        self._limit_waiting()
+        self._prepare_client()
         # Two boundaries that catch everything and give it a name: huggingface_hub lets the errors of its
         # transports through (httpx in 1.x, httpx2 in 2.x, hf_xet), which share no base class.
         try:
@@ -187,14 +191,16 @@ class ModelStore:
         progress.finish()
         return Path(folder)
 
-    def _limit_waiting(self) -> None:
-        """Give each request of the hub's client a time limit.
+    def _prepare_client(self) -> None:
+        """Have huggingface_hub transfer over plain HTTP and give each request a time limit; once per process.
 
-        huggingface_hub 2.4 sends its listing requests without one: a hub that accepts the connection and says
+        Version 2.4 sends its listing requests without a limit: a hub that accepts the connection and says
         nothing would hold a download for ever.
         """
-        from huggingface_hub import get_session, set_client_factory
+        from huggingface_hub import constants, get_session, set_client_factory
 
+        if "HF_HUB_DISABLE_XET" not in os.environ:
+            constants.HF_HUB_DISABLE_XET = True
         with self._client_lock:
             client = get_session()
             hooks = client.event_hooks["request"]
