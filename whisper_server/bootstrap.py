@@ -135,7 +135,6 @@ async def _start_services(
     compute: ComputeChoice,
 ) -> Services:
     store = ModelStore(settings.model.cache_dir)
-    stack.callback(store.stop)
 
     def load_engine(reference: ModelReference) -> Engine:
         return load(store.locate(reference), compute)
@@ -148,6 +147,8 @@ async def _start_services(
             idle_ttl_s=settings.model.idle_ttl_s,
         )
     )
+    # Ends first: the manager waits for running loads.
+    stack.callback(store.stop)
     threads = max(2, compute.cpu_threads * compute.workers)
     services = Services(
         settings=settings,
