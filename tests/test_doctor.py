@@ -1,6 +1,5 @@
 """`whisper-server doctor` on this machine, and on stand-ins for machines this is not."""
 
-import argparse
 import ctypes
 import json
 import os
@@ -16,6 +15,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from whisper_server.cli import doctor
+from whisper_server.cli.main import main
 from whisper_server.core.hardware import HardwareRequest, choose_compute
 from whisper_server.engines.hardware_probe import gather_facts
 
@@ -30,9 +30,7 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 def run_doctor(*flags: str) -> int:
-    parser = argparse.ArgumentParser()
-    doctor.configure(parser)
-    return doctor.run(parser.parse_args(flags))
+    return main(["doctor", *flags])
 
 
 def rows_of(text: str) -> dict[str, str]:
@@ -56,9 +54,8 @@ def test_doctor_prints_the_choice_for_this_machine_and_why(capsys: pytest.Captur
 
 def test_doctor_prints_the_versions_of_packages_it_does_not_import() -> None:
     program = (
-        "import argparse, sys; from whisper_server.cli import doctor\n"
-        "parser = argparse.ArgumentParser(); doctor.configure(parser)\n"
-        "doctor.run(parser.parse_args([]))\n"
+        "import sys; from whisper_server.cli.main import main\n"
+        "main(['doctor'])\n"
         "imported = {'torch', 'transformers', 'librosa', 'soundfile', 'faster_whisper'} & set(sys.modules)\n"
         "print('imported:', *sorted(imported))\n"
     )

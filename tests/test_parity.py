@@ -115,8 +115,8 @@ class Case:
     long_form: dict[str, Any] = field(default_factory=dict)
 
 
-GREEDY_LIBRARY = {"beam_size": 1, "best_of": 1, "temperature": 0.0}
-GREEDY = {"beam_size": 1, "best_of": 1, "temperatures": (0.0,)}
+GREEDY_LIBRARY: dict[str, Any] = {"beam_size": 1, "best_of": 1, "temperature": 0.0}
+GREEDY: dict[str, Any] = {"beam_size": 1, "best_of": 1, "temperatures": (0.0,)}
 PROMPT = "Turn on the lamp in the kitchen. The meeting with Anna begins today."
 
 CASES = [
@@ -283,7 +283,7 @@ def test_temperature_fallback_draws_the_same_samples(
     demo_model_path: Path, audio: dict[str, Samples]
 ) -> None:
     """Thresholds that greedy decoding misses send every window up the ladder of temperatures."""
-    strict = {"log_prob_threshold": -0.02, "compression_ratio_threshold": 1.2, "best_of": 3}
+    strict: dict[str, Any] = {"log_prob_threshold": -0.02, "compression_ratio_threshold": 1.2, "best_of": 3}
     ladder = (0.0, 0.4, 0.8)
     # A model's threads take their seed when they first sample, so each side gets a new model.
     ctranslate2.set_random_seed(11)
@@ -294,7 +294,7 @@ def test_temperature_fallback_draws_the_same_samples(
     expected = list(theirs)
     ctranslate2.set_random_seed(11)
     engine = faster_whisper.load(demo_model_path, COMPUTE)
-    options = LongFormOptions(decode=DecodeOptions(temperatures=ladder, beam_size=1, **strict))  # type: ignore[arg-type] # one dict for both
+    options = LongFormOptions(decode=DecodeOptions(temperatures=ladder, beam_size=1, **strict))
     segments, _ = ours(engine, audio["household_en"], options)
     assert {segment.temperature for segment in segments} - {0.0}, "no window fell back"
     assert_same(expected, segments)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from whisper_server.cli import config_command
+from whisper_server.cli.main import main
 from whisper_server.cli.settings_flags import add_settings_arguments, overrides_from
 from whisper_server.config import Leaf, Settings, Shape, leaves_of, load_settings
 
@@ -33,9 +33,7 @@ def parse(*arguments: str) -> argparse.Namespace:
 
 
 def run(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    config_command.configure(parser)
-    return config_command.run(parser.parse_args(arguments))
+    return main(["config", *arguments])
 
 
 def sample(leaf: Leaf) -> tuple[str, Any]:

@@ -18,13 +18,14 @@ from whisper_server.api.openai import models, transcriptions
 from whisper_server.api.operations import health
 from whisper_server.api.request_id import HEADER, RequestIdMiddleware
 from whisper_server.api.services import Services
-from whisper_server.config import ModelSettings, Settings
+from whisper_server.config import Settings
 from whisper_server.core.engine import ComputeChoice, Engine, EngineLoader, VoiceDetector
 from whisper_server.core.errors import ConfigurationError, WhisperServerError
-from whisper_server.core.hardware import Decision, HardwareFacts, HardwareRequest, choose_compute
+from whisper_server.core.hardware import HardwareFacts
 from whisper_server.engines.hardware_probe import gather_facts
 from whisper_server.services.admission import Admission
 from whisper_server.services.audio_processor import AudioProcessor
+from whisper_server.services.compute_choice import decide
 from whisper_server.services.model_catalog import ModelCatalog, ModelReference
 from whisper_server.services.model_download import ModelStore
 from whisper_server.services.model_manager import ModelManager
@@ -59,7 +60,7 @@ def create_app(
         ConfigurationError: the settings cannot work on this machine.
     """
     engines = built_in_engines() if engines is None else engines
-    decision = choose(settings.model, gather_facts() if facts is None else facts)
+    decision = decide(settings.model, gather_facts() if facts is None else facts)
     if decision.choice.engine not in engines:
         raise ConfigurationError(
             f"The engine '{decision.choice.engine}' does not exist. Set model.engine to one of: "
@@ -108,23 +109,6 @@ def built_in_engines() -> dict[str, EngineLoader]:
         return faster_whisper.load(folder, compute)
 
     return {"faster-whisper": load_faster_whisper}
-
-
-def choose(model: ModelSettings, facts: HardwareFacts) -> Decision:
-    """What to compute with, by settings and machine.
-
-    Raises:
-        ConfigurationError: what is set cannot work here.
-    """
-    request = HardwareRequest(
-        engine=model.engine,
-        device=model.device,
-        device_index=model.device_index,
-        compute_type=model.compute_type,
-        cpu_threads=model.cpu_threads,
-        workers=model.workers,
-    )
-    return choose_compute(facts, request)
 
 
 async def _start_services(

@@ -8,12 +8,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from whisper_server.cli.settings_flags import add_settings_arguments, overrides_from
-from whisper_server.config import LoadedSettings, effective_values, load_settings, toml_key, toml_value
-from whisper_server.core.errors import ConfigurationError
-
-_WRONG_SETTINGS = 2
-"""Exit code, as argparse's for a wrong command line."""
+from whisper_server.cli.settings_flags import add_settings_arguments, settings_from
+from whisper_server.config import LoadedSettings, effective_values, toml_key, toml_value
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,17 +24,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the settings that a server started with the same files, environment and flags would use.
 
     Returns:
-        The exit code: 0, or 2 when a setting is wrong.
+        The exit code, 0.
+
+    Raises:
+        ConfigurationError: a setting is wrong.
     """
-    try:
-        loaded = load_settings(
-            config=arguments.config,
-            model_config=arguments.model_config,
-            overrides=overrides_from(arguments),
-        )
-    except ConfigurationError as error:
-        print(error.message, file=sys.stderr)
-        return _WRONG_SETTINGS
+    loaded = settings_from(arguments)
     for warning in loaded.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(_as_json(loaded) if arguments.json else _as_toml(loaded))

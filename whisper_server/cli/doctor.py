@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from whisper_server.cli.settings_flags import add_settings_arguments, overrides_from
-from whisper_server.config import ModelSettings, load_settings
+from whisper_server.cli.settings_flags import add_settings_arguments, settings_from
+from whisper_server.config import ModelSettings
 from whisper_server.core.errors import ConfigurationError
-from whisper_server.core.hardware import Decision, HardwareFacts, HardwareRequest, choose_compute
+from whisper_server.core.hardware import Decision, HardwareFacts
 from whisper_server.engines.hardware_probe import gather_facts
+from whisper_server.services.compute_choice import decide
 
 _CANNOT_WORK = 2
 """Exit code, as argparse's for a wrong command line."""
@@ -61,17 +62,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the machine's facts, the packages, the model cache, and the choice with its reasons.
 
     Returns:
-        The exit code: 0, or 2 when a setting is wrong or cannot work on this machine.
+        The exit code: 0, or 2 when what is set cannot work on this machine.
+
+    Raises:
+        ConfigurationError: a setting is wrong.
     """
-    try:
-        loaded = load_settings(
-            config=arguments.config,
-            model_config=arguments.model_config,
-            overrides=overrides_from(arguments),
-        )
-    except ConfigurationError as error:
-        print(error.message, file=sys.stderr)
-        return _CANNOT_WORK
+    loaded = settings_from(arguments)
     for warning in loaded.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     report = _examine(loaded.settings.model)
@@ -84,17 +80,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _examine(settings: ModelSettings) -> _Report:
     facts = gather_facts()
-    request = HardwareRequest(
-        engine=settings.engine,
-        device=settings.device,
-        device_index=settings.device_index,
-        compute_type=settings.compute_type,
-        cpu_threads=settings.cpu_threads,
-        workers=settings.workers,
-    )
     decision, error = None, None
     try:
-        decision = choose_compute(facts, request)
+        decision = decide(settings, facts)
     except ConfigurationError as refusal:
         error = refusal.message
     cache_folder = _cache_folder(settings)

@@ -6,8 +6,12 @@ from collections.abc import Sequence
 
 from whisper_server import __version__
 from whisper_server.cli import config_command, demo_command, doctor, serve
+from whisper_server.core.errors import ConfigurationError
 
 DEFAULT_COMMAND = "serve"
+
+_WRONG_SETTINGS = 2
+"""Exit code, as argparse's for a wrong command line."""
 
 _COMMANDS = {
     "serve": (serve, "start the server (the default)"),
@@ -28,7 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words.insert(0, DEFAULT_COMMAND)
     parsed = make_parser().parse_args(words)
     command, _ = _COMMANDS[parsed.command]
-    exit_code: int = command.run(parsed)
+    try:
+        exit_code: int = command.run(parsed)
+    except ConfigurationError as error:
+        print(error.message, file=sys.stderr)
+        return _WRONG_SETTINGS
     return exit_code
 
 

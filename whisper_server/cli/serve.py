@@ -7,13 +7,12 @@ import socket
 import sys
 from types import FrameType
 
-from whisper_server.cli.settings_flags import add_settings_arguments, overrides_from
-from whisper_server.config import LoadedSettings, ServerSettings, load_settings
+from whisper_server.cli.settings_flags import add_settings_arguments, settings_from
+from whisper_server.config import LoadedSettings, ServerSettings
 from whisper_server.core.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-_WRONG_SETTINGS = 2
 _INTERRUPTED = 130
 _BACKLOG = 2048
 
@@ -28,19 +27,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve.
 
     Returns:
-        The exit code: 0 after an orderly stop, 130 after Ctrl-C, 2 when a setting is wrong or the address
-        cannot be had.
+        The exit code: 0 after an orderly stop, 130 after Ctrl-C.
+
+    Raises:
+        ConfigurationError: a setting is wrong, cannot work on this machine, or names a taken port.
     """
     try:
-        loaded = load_settings(
-            config=arguments.config,
-            model_config=arguments.model_config,
-            overrides=overrides_from(arguments),
-        )
-        _serve(loaded)
-    except ConfigurationError as error:
-        print(error.message, file=sys.stderr)
-        return _WRONG_SETTINGS
+        _serve(settings_from(arguments))
     except KeyboardInterrupt:  # Ctrl-C: uvicorn has stopped in order
         return _INTERRUPTED
     return 0

@@ -6,7 +6,16 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from whisper_server.config import Leaf, Settings, Shape, leaves_of, section_summary, toml_value
+from whisper_server.config import (
+    Leaf,
+    LoadedSettings,
+    Settings,
+    Shape,
+    leaves_of,
+    load_settings,
+    section_summary,
+    toml_value,
+)
 
 _DESTINATION_PREFIX = "setting:"
 
@@ -53,6 +62,19 @@ def overrides_from(arguments: argparse.Namespace) -> dict[str, tuple[str, str]]:
         for name, value in vars(arguments).items()
         if name.startswith(_DESTINATION_PREFIX)
     }
+
+
+def settings_from(arguments: argparse.Namespace) -> LoadedSettings:
+    """The settings by the parsed flags, the files they name, and the environment.
+
+    Raises:
+        ConfigurationError: a setting is wrong.
+    """
+    return load_settings(
+        config=arguments.config,
+        model_config=arguments.model_config,
+        overrides=overrides_from(arguments),
+    )
 
 
 class _StoreOverride(argparse.Action):
