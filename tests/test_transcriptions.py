@@ -8,7 +8,7 @@ import pytest
 from faster_whisper import WhisperModel
 from openai import OpenAI
 
-from tests.word_errors import WordErrors
+from bench.word_errors import WordErrors
 
 CODES = {"english": "en", "portuguese": "pt", "german": "de"}
 

@@ -3,28 +3,27 @@
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
 import anyio
 from fastapi import FastAPI
-from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import whisper_server.demo
 from whisper_server import __version__
-from whisper_server.api import errors
-from whisper_server.api.openai import models, transcriptions
-from whisper_server.api.operations import health
-from whisper_server.api.request_id import HEADER, RequestIdMiddleware
+from whisper_server.api import middleware
+from whisper_server.api.openai import chat, languages, models, transcriptions
+from whisper_server.api.operations import debug, health
 from whisper_server.api.services import Services
 from whisper_server.config import Settings
 from whisper_server.core.engine import ComputeChoice, Engine, EngineLoader, VoiceDetector
 from whisper_server.core.errors import ConfigurationError, WhisperServerError
-from whisper_server.core.hardware import HardwareFacts
+from whisper_server.core.hardware import Decision, HardwareFacts
 from whisper_server.engines.hardware_probe import gather_facts
 from whisper_server.services.admission import Admission
 from whisper_server.services.audio_processor import AudioProcessor
+from whisper_server.services.blas_threads import use_one_blas_thread
 from whisper_server.services.compute_choice import decide
 from whisper_server.services.model_catalog import ModelCatalog, ModelReference
 from whisper_server.services.model_download import ModelStore
@@ -43,6 +42,16 @@ class State(TypedDict):
     services: Services
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What services are made from; checked, and nothing of it started."""
+
+    settings: Settings
+    decision: Decision
+    catalog: ModelCatalog
+    load: EngineLoader
+
+
 def create_app(
     settings: Settings,
     *,
@@ -59,45 +68,44 @@ def create_app(
     Raises:
         ConfigurationError: the settings cannot work on this machine.
     """
-    engines = built_in_engines() if engines is None else engines
-    decision = decide(settings.model, gather_facts() if facts is None else facts)
-    if decision.choice.engine not in engines:
-        raise ConfigurationError(
-            f"The engine '{decision.choice.engine}' does not exist. Set model.engine to one of: "
-            f"{', '.join(engines)}."
-        )
-    catalog = ModelCatalog(
-        settings.model.name,
-        settings.model.aliases,
-        settings.model.allowed_paths,
-        whisper_server.demo.MODEL_PATH,
-    )
-    load = engines[decision.choice.engine]
+    plan = _plan(settings, engines, facts)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-        for reason in (*decision.reasons, *decision.warnings):
-            logger.info("Hardware: %s", reason)
-        async with AsyncExitStack() as stack:
-            services = await _start_services(stack, settings, catalog, load, decision.choice)
+        async with _running(plan) as services:
             yield {"services": services}
 
-    app = FastAPI(title="whisper_server", version=__version__, lifespan=lifespan)
-    errors.install(app)
+    app = FastAPI(
+        title="whisper_server",
+        version=__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,  # the middleware puts paths right; a redirect loses the body
+    )
+    middleware.install(app, settings)
     for prefix in ("/v1", ""):  # clients whose base URL lacks /v1 append the rest to it
         app.include_router(transcriptions.router, prefix=prefix, include_in_schema=bool(prefix))
         app.include_router(models.router, prefix=prefix, include_in_schema=bool(prefix))
+        app.include_router(chat.router, prefix=prefix, include_in_schema=bool(prefix))
+        app.include_router(languages.router, prefix=prefix, include_in_schema=bool(prefix))
     app.include_router(health.router)
-    app.add_middleware(
-        CORSMiddleware,
-        allow_origins=list(settings.server.allowed_origins),
-        allow_methods=["*"],
-        allow_headers=["*"],
-        expose_headers=[HEADER],
-    )
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.server.allowed_hosts))
-    app.add_middleware(RequestIdMiddleware)
+    app.include_router(debug.router)
     return app
+
+
+@asynccontextmanager
+async def open_services(
+    settings: Settings,
+    *,
+    engines: Mapping[str, EngineLoader] | None = None,
+    facts: HardwareFacts | None = None,
+) -> AsyncIterator[Services]:
+    """The services of the server without the server, until the block ends; arguments as `create_app`.
+
+    Raises:
+        ConfigurationError: the settings cannot work on this machine.
+    """
+    async with _running(_plan(settings, engines, facts)) as services:
+        yield services
 
 
 def built_in_engines() -> dict[str, EngineLoader]:
@@ -111,17 +119,40 @@ def built_in_engines() -> dict[str, EngineLoader]:
     return {"faster-whisper": load_faster_whisper}
 
 
-async def _start_services(
-    stack: AsyncExitStack,
-    settings: Settings,
-    catalog: ModelCatalog,
-    load: EngineLoader,
-    compute: ComputeChoice,
-) -> Services:
+def _plan(
+    settings: Settings, engines: Mapping[str, EngineLoader] | None, facts: HardwareFacts | None
+) -> _Plan:
+    engines = built_in_engines() if engines is None else engines
+    decision = decide(settings.model, gather_facts() if facts is None else facts)
+    if decision.choice.engine not in engines:
+        raise ConfigurationError(
+            f"The engine '{decision.choice.engine}' does not exist. Set model.engine to one of: "
+            f"{', '.join(engines)}."
+        )
+    catalog = ModelCatalog(
+        settings.model.name,
+        settings.model.aliases,
+        settings.model.allowed_paths,
+        whisper_server.demo.MODEL_PATH,
+    )
+    return _Plan(settings, decision, catalog, engines[decision.choice.engine])
+
+
+@asynccontextmanager
+async def _running(plan: _Plan) -> AsyncIterator[Services]:
+    for reason in (*plan.decision.reasons, *plan.decision.warnings):
+        logger.info("Hardware: %s", reason)
+    use_one_blas_thread()
+    async with AsyncExitStack() as stack:
+        yield await _start_services(stack, plan)
+
+
+async def _start_services(stack: AsyncExitStack, plan: _Plan) -> Services:
+    settings, catalog, compute = plan.settings, plan.catalog, plan.decision.choice
     store = ModelStore(settings.model.cache_dir)
 
     def load_engine(reference: ModelReference) -> Engine:
-        return load(store.locate(reference), compute)
+        return plan.load(store.locate(reference), compute)
 
     manager = await stack.enter_async_context(
         ModelManager(

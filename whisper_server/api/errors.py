@@ -1,9 +1,11 @@
 """Every fault as an OpenAI error object: `{"error": {"message", "type", "param", "code"}}`."""
 
+import json
 import logging
 import math
 from dataclasses import dataclass
 from typing import Any, cast
+from urllib.parse import quote
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -11,14 +13,14 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from whisper_server.api.request_id import request_id
-from whisper_server.api.uploads import discard_body
+from whisper_server.api.unread_body import UnreadBodyMiddleware
 from whisper_server.core import errors
 
 logger = logging.getLogger(__name__)
 
-_DISCARD_BYTES = 64 << 20
 _CLIENT_CLOSED_REQUEST = 499
 
 
@@ -52,6 +54,10 @@ WIRE_ERRORS: dict[type[errors.WhisperServerError], WireError] = {
     errors.UnsupportedAudioFormatError: WireError(400, INVALID_REQUEST, "unsupported_format"),
     errors.NoAudioStreamError: WireError(400, INVALID_REQUEST, "no_audio_stream"),
     errors.AudioTooLongError: WireError(400, INVALID_REQUEST, "audio_too_long"),
+    errors.MissingApiKeyError: WireError(401, INVALID_REQUEST, "missing_api_key"),
+    errors.InvalidApiKeyError: WireError(401, INVALID_REQUEST, "invalid_api_key"),
+    errors.HostNotAllowedError: WireError(400, INVALID_REQUEST, "invalid_host"),
+    errors.OriginNotAllowedError: WireError(403, INVALID_REQUEST, "origin_not_allowed"),
     errors.UploadTooLargeError: WireError(413, INVALID_REQUEST, "file_too_large"),
     errors.ModelNotFoundError: WireError(404, INVALID_REQUEST, "model_not_found"),
     errors.ModelUnavailableError: WireError(503, SERVER_ERROR, "model_unavailable"),
@@ -71,6 +77,13 @@ def error_body(message: str, type_: str, param: str | None = None, code: str | N
     return {"error": {"message": message, "type": type_, "param": param, "code": code}}
 
 
+def error_content(error: errors.WhisperServerError) -> str:
+    """The error object as one line of JSON, for streams that have begun."""
+    wire = WIRE_ERRORS[type(error)]
+    code = getattr(error, "code", None) or wire.code
+    return json.dumps(error_body(error.message, wire.type, error.param, code), ensure_ascii=False)
+
+
 def error_response(error: errors.WhisperServerError) -> JSONResponse:
     """The answer to a request that failed with `error`."""
     wire = WIRE_ERRORS[type(error)]
@@ -81,6 +94,8 @@ def error_response(error: errors.WhisperServerError) -> JSONResponse:
         should_retry = error.is_retryable
     if should_retry is not None:
         headers["x-should-retry"] = "true" if should_retry else "false"
+    if wire.status == 401:
+        headers["www-authenticate"] = "Bearer"
     if isinstance(error, errors.ServerBusyError):
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
     return JSONResponse(
@@ -94,17 +109,17 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
-    app.add_exception_handler(Exception, _on_unknown)
+    app.add_middleware(_UnknownErrorMiddleware)
+    app.add_middleware(UnreadBodyMiddleware)
 
 
-async def _on_named(request: Request, error: Exception) -> Response:
+async def _on_named(_: Request, error: Exception) -> Response:
     named = cast("errors.WhisperServerError", error)
     status = WIRE_ERRORS[type(named)].status
     level = logging.ERROR if status >= 500 else logging.INFO
     # The cause tells the operator what the message keeps from the client.
     cause = named.__cause__ if status >= 500 else None
     logger.log(level, "%s: %s", type(named).__name__, named.message, exc_info=cause)
-    await discard_body(request, _DISCARD_BYTES)
     return error_response(named)
 
 
@@ -112,7 +127,7 @@ async def _on_http(request: Request, error: Exception) -> Response:
     http = cast("HTTPException", error)
     message = str(http.detail)
     if http.status_code in _HTTP_CODES:
-        message = f"{message}: {request.method} {request.url.path[:200]}"
+        message = f"{message}: {request.method} {quote(request.url.path[:200])}"
     body = error_body(message, INVALID_REQUEST, code=_HTTP_CODES.get(http.status_code))
     return JSONResponse(body, status_code=http.status_code, headers=http.headers)
 
@@ -128,8 +143,35 @@ async def _on_disconnect(_: Request, __: Exception) -> Response:
     return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
 
-async def _on_unknown(_: Request, error: Exception) -> Response:
-    # Starlette raises the exception again after this answer, and the server logs it.
+class _UnknownErrorMiddleware:
+    """Answers what no handler knows.
+
+    Starlette's own place for this is outside all middleware: there the request id is already forgotten, in
+    the answer and in the log.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        has_started = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal has_started
+            has_started = has_started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        except Exception:  # the outermost boundary: one request fails, the server goes on
+            if scope["type"] != "http" or has_started:
+                raise
+            logger.exception("The request failed")
+            await _unknown_response()(scope, receive, send)
+
+
+def _unknown_response() -> Response:
     message = f"The server failed on this request. Its log has the details under request id {request_id()}."
     body = error_body(message, SERVER_ERROR, code="internal_error")
     return JSONResponse(body, status_code=500, headers={"x-should-retry": "false"})

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import BinaryIO, Self, cast
 
-import anyio
 from anyio import to_thread
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -29,8 +28,6 @@ _MAX_TEXT_BYTES = 1 << 20
 _MAX_PARTS = 200
 _MAX_FRAMING_BYTES = 256 << 10
 """Boundaries and part headers of a form together."""
-
-_DISCARD_S = 5.0
 
 
 @dataclass(slots=True)
@@ -92,31 +89,17 @@ async def read_form(request: Request, *, max_file_bytes: int) -> Form:
         )
     limit = max_file_bytes + _MAX_TEXT_BYTES + _MAX_FRAMING_BYTES
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
+    if declared.isdecimal() and int(declared) > limit:
         raise _too_large(max_file_bytes)
-    reader = _FormReader(boundary, max_file_bytes)
+    try:
+        reader = _FormReader(boundary, max_file_bytes)
+    except FormParserError as error:
+        raise _malformed() from error
     try:
         return await reader.read(_bounded(request, limit, max_file_bytes))
     except BaseException:
         reader.form.close()
         raise
-
-
-async def discard_body(request: Request, max_bytes: int) -> None:
-    """Read what the client still sends, up to a limit, so that it gets to read the answer.
-
-    A connection closed with unread data is reset, and the client loses the answer it has not read yet.
-    A client that waits for `100 Continue` sends nothing and is not waited for.
-    """
-    if request.headers.get("expect", "").lower() == "100-continue":
-        return
-    remaining = max_bytes
-    with anyio.move_on_after(_DISCARD_S):
-        while remaining > 0:
-            message = await request.receive()
-            if message["type"] != "http.request" or not message.get("more_body", False):
-                return
-            remaining -= len(message.get("body", b""))
 
 
 async def _bounded(request: Request, limit: int, max_file_bytes: int) -> AsyncIterator[bytes]:

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from whisper_server.cli.settings_flags import add_settings_arguments, settings_from
-from whisper_server.config import LoadedSettings, effective_values, toml_key, toml_value
+from whisper_server.config import (
+    LoadedSettings,
+    Settings,
+    effective_values,
+    leaves_of,
+    toml_key,
+    toml_value,
+)
+
+_HIDDEN = "not shown"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +49,14 @@ def _as_json(loaded: LoadedSettings) -> str:
     entries = {}
     for path, value in effective_values(loaded.settings):
         name = ".".join(path)
-        entries[name] = {"value": _plain(value), "source": loaded.sources[name]}
+        shown = _HIDDEN if _is_secret(path, value) else _plain(value)
+        entries[name] = {"value": shown, "source": loaded.sources[name]}
     return json.dumps(entries, indent=2, ensure_ascii=False)
+
+
+def _is_secret(path: tuple[str, ...], value: Any) -> bool:
+    """Whether there is something to hide at a path."""
+    return bool(value) and any(leaf.setting.is_secret and leaf.path == path for leaf in leaves_of(Settings))
 
 
 def _plain(value: Any) -> Any:
@@ -63,5 +78,9 @@ def _tables(loaded: LoadedSettings) -> Iterator[list[str]]:
         lines = [f"[{'.'.join(toml_key(key) for key in table)}]"]
         for path, value in entries:
             source = loaded.sources[".".join(path)]
-            lines.append(f"{toml_key(path[-1])} = {toml_value(value)}  # {source}")
+            if _is_secret(path, value):
+                # A comment: what is printed is a settings file, and must not set another secret.
+                lines.append(f"# {toml_key(path[-1])}: {_HIDDEN}  # {source}")
+            else:
+                lines.append(f"{toml_key(path[-1])} = {toml_value(value)}  # {source}")
         yield lines

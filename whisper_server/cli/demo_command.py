@@ -64,7 +64,7 @@ def _show(client: Any, sample: dict[str, Any]) -> None:
 def _server() -> Iterator[str]:
     """A server on a free port, as its own process; yields its URL."""
     command = [sys.executable, "-m", "whisper_server", "serve"]
-    # A free port and the demo model, whatever the environment says.
+    # A free port, the demo model, no keys, and log lines to read, whatever the environment says.
     command += [
         "--host",
         "127.0.0.1",
@@ -75,6 +75,12 @@ def _server() -> Iterator[str]:
         "--log-level",
         "INFO",
         "--log-file",
+        "none",
+        "--log-format",
+        "human",
+        "--security-api-keys",
+        "",
+        "--security-api-keys-file",
         "none",
     ]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}

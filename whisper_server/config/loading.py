@@ -154,10 +154,11 @@ def _problem(details: ErrorDetails, origins: Mapping[KeyPath, str], leaves: Iter
     if details["type"] == "extra_forbidden":
         nearest = nearest_name(name, _known_beside(path, value, leaves))
         return f"{source}: unknown key `{name}`; the nearest known key is `{nearest}`"
+    shown = _hidden if _is_secret(path, leaves) else _shown
     if isinstance(value, Malformed):
-        return f"{name}: {value.problem}; got {_shown(value.text)} from {source}"
+        return f"{name}: {value.problem}; got {shown(value.text)} from {source}"
     problem = _TYPE_PROBLEMS.get(details["type"]) or _rephrased(details["msg"])
-    return f"{name}: {problem}; got {_shown(value)} from {source}"
+    return f"{name}: {problem}; got {shown(value)} from {source}"
 
 
 def _key_path(location: tuple[int | str, ...]) -> KeyPath:
@@ -183,6 +184,14 @@ def _rephrased(message: str) -> str:
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= _MAX_SHOWN_CHARACTERS else f"{text[: _MAX_SHOWN_CHARACTERS - 1]}…"
+
+
+def _hidden(_: object) -> str:
+    return "a value that is not shown"
+
+
+def _is_secret(path: KeyPath, leaves: Iterable[Leaf]) -> bool:
+    return any(leaf.setting.is_secret and path[: len(leaf.path)] == leaf.path for leaf in leaves)
 
 
 def _message(problems: list[str]) -> str:

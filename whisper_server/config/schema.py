@@ -33,6 +33,10 @@ def _upper(value: object) -> object:
     return value.strip().upper() if isinstance(value, str) else value
 
 
+def _lower(value: object) -> object:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
 def _language_code(value: object) -> object:
     if value is False:
         raise ValueError('must be a string: in YAML put "no" in quotes, bare it means false')
@@ -116,6 +120,30 @@ class ServerSettings(_Section):
     ] = 30.0
 
 
+class SecuritySettings(_Section):
+    """Who may use the API."""
+
+    api_keys: Annotated[
+        tuple[_Text, ...],
+        Field(
+            repr=False,
+            description="Keys, or `name:key`, one of which a request must bring; without any, none is asked "
+            "for. Never printed.",
+        ),
+        Setting(env=("WHISPER_API_KEYS", "API_KEYS"), is_secret=True),
+    ] = ()
+    api_keys_file: Annotated[
+        _UserPath | None,
+        _NoneFromText,
+        Field(description="File with further keys, one on a line, read at start; `none` for no file."),
+        Setting(env=("WHISPER_API_KEYS_FILE",)),
+    ] = None
+    open_paths: Annotated[
+        tuple[_Text, ...],
+        Field(description="Paths that are read without a key; `/*` at the end takes all below."),
+    ] = ("/", "/health", "/health/*", "/docs", "/redoc", "/openapi.json")
+
+
 class LoggingSettings(_Section):
     """What is logged, and where."""
 
@@ -124,6 +152,12 @@ class LoggingSettings(_Section):
         Field(description="The least severe level that is logged."),
         Setting(env=("LOG_LEVEL", "STT_LOG_LEVEL"), flags=("--log-level",)),
     ] = "INFO"
+    format: Annotated[
+        Literal["human", "json"],
+        BeforeValidator(_lower),
+        Field(description="Lines for people, or one JSON object per line for programs."),
+        Setting(env=("LOG_FORMAT",), flags=("--log-format",)),
+    ] = "human"
     file: Annotated[
         _UserPath | None,
         _NoneFromText,
@@ -332,6 +366,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     server: ServerSettings = Field(default_factory=ServerSettings)
+    security: SecuritySettings = Field(default_factory=SecuritySettings)
     logging: LoggingSettings = Field(default_factory=LoggingSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)

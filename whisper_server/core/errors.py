@@ -9,6 +9,10 @@
     │       ├── UnsupportedAudioFormatError
     │       ├── NoAudioStreamError
     │       └── AudioTooLongError
+    ├── MissingApiKeyError
+    ├── InvalidApiKeyError
+    ├── HostNotAllowedError
+    ├── OriginNotAllowedError
     ├── UploadTooLargeError
     ├── ModelNotFoundError            no such model, here or at the hub
     ├── ModelUnavailableError         it exists but cannot be had now; trying again may help
@@ -75,6 +79,22 @@ class NoAudioStreamError(InvalidAudioError):
 
 class AudioTooLongError(InvalidAudioError):
     """The recording is longer than the server accepts."""
+
+
+class MissingApiKeyError(WhisperServerError):
+    """The server wants an API key, and the request has none."""
+
+
+class InvalidApiKeyError(WhisperServerError):
+    """The request has an API key that is not one of the server's."""
+
+
+class HostNotAllowedError(WhisperServerError):
+    """The server does not answer to the host name of the request."""
+
+
+class OriginNotAllowedError(WhisperServerError):
+    """Pages of this origin may not use the server."""
 
 
 class UploadTooLargeError(WhisperServerError):

@@ -49,6 +49,7 @@ class LongFormOptions:
         prompt: text that went before the recording.
         prefix: text the transcript begins with.
         timestamps: how finely the text is timed.
+        token_logprobs: tell how likely each token was.
         decode: options of every window.
         window_s: longest window, at most 30.
         condition_on_previous_text: the text of a window is the prompt of the next.
@@ -64,6 +65,7 @@ class LongFormOptions:
     prompt: str = ""
     prefix: str = ""
     timestamps: Timestamps = Timestamps.SEGMENT
+    token_logprobs: bool = False
     decode: DecodeOptions = field(default_factory=DecodeOptions)
     window_s: int = MAX_WINDOW_S
     condition_on_previous_text: bool = True
@@ -333,6 +335,7 @@ def _window(
         previous_tokens=previous_tokens,
         prefix=prefix,
         timestamps=options.timestamps,
+        token_logprobs=options.token_logprobs,
         options=options.decode,
     )
 

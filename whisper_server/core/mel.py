@@ -36,7 +36,7 @@ ENCODER_FRAMES = MAX_WINDOW_S * FRAMES_PER_SECOND
 
 _POWER_FLOOR = 1e-10
 _DYNAMIC_RANGE = np.float32(8.0)
-_PEAK_BLOCK_FRAMES = ENCODER_FRAMES
+_PEAK_BLOCK_FRAMES = 1000
 
 
 def window_log_mel(window: Window, mel_bins: int) -> LogMel:

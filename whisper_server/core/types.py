@@ -123,6 +123,7 @@ class Window:
         previous_tokens: tokens of the windows before this one, by the same engine; they follow `prompt`.
         prefix: text the transcript of this window must begin with.
         timestamps: none, segments, or words too.
+        token_logprobs: tell how likely each token of the text was; costs the pass that places words.
         options: decode options.
     """
 
@@ -136,6 +137,7 @@ class Window:
     previous_tokens: tuple[int, ...] = ()
     prefix: str = ""
     timestamps: Timestamps = Timestamps.SEGMENT
+    token_logprobs: bool = False
     options: DecodeOptions = field(default_factory=DecodeOptions)
 
     @property
@@ -174,6 +176,18 @@ class AlignedWord:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of the text, its bytes, and its natural log-probability given the audio and the text before.
+
+    A token need not end at a character's end; `text` then has a replacement character.
+    """
+
+    text: str
+    utf8: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A stretch of speech with its text and how sure the model was.
 
@@ -191,6 +205,7 @@ class Segment:
         words: its words, when asked for.
         window_start_s: where its window started.
         text_token_count: how many of `tokens` are text.
+        token_logprobs: of the text's tokens, when asked for.
     """
 
     start_s: float
@@ -204,6 +219,7 @@ class Segment:
     words: tuple[Word, ...] = ()
     window_start_s: float = 0.0
     text_token_count: int = 0
+    token_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 LanguageProbabilities: TypeAlias = Sequence[tuple[str, float]]

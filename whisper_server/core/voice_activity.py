@@ -17,7 +17,7 @@ BLOCK_SAMPLES = 512
 """Samples behind one probability: 32 ms."""
 
 _CUT_SILENCE_SAMPLES = SAMPLE_RATE * 98 // 1000
-_PIECE_SAMPLES = BLOCK_SAMPLES * 1024
+_PIECE_SAMPLES = BLOCK_SAMPLES * 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def speech_probabilities(recording: Recording, detector: VoiceDetector) -> Sampl
 
 
 def pieces(recording: Recording) -> Iterator[tuple[int, int]]:
-    """The pieces, as (start, stop) samples, in which to detect speech: about 30 s, the last one filled up."""
+    """The pieces, as (start, stop) samples, in which to detect speech: about 8 s, the last one filled up."""
     end = (len(recording) // BLOCK_SAMPLES + 1) * BLOCK_SAMPLES
     for start in range(0, end, _PIECE_SAMPLES):
         yield start, min(start + _PIECE_SAMPLES, end)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from whisper_server.core.types import (
     Task,
     Window,
 )
-from whisper_server.engines.word_alignment import aligned_words
+from whisper_server.engines.word_alignment import aligned_words, token_logprobs
 
 if TYPE_CHECKING:
     from ctranslate2 import StorageView
@@ -108,7 +109,8 @@ class FasterWhisperEngine:
             word_timestamps=True,
             hotwords=True,
             mel_bins=self._whisper.n_mels,
-            parallel_calls=compute.workers,
+            # One call more than workers: while one prepares its input, CTranslate2 has another to compute.
+            parallel_calls=compute.workers + 1,
             weights_bytes=weights_bytes,
         )
 
@@ -239,9 +241,8 @@ class FasterWhisperEngine:
         for row in pending:
             accepted[row.index] = best_attempt(attempts[row.index], options)
         decoded = {row.index: self._decoded(row, accepted[row.index]) for row in rows}
-        if rows[0].window.timestamps.has_words:
-            return self._with_words(rows, decoded, encoded)
-        return decoded
+        aligned = [row for row in rows if row.window.timestamps.has_words or row.window.token_logprobs]
+        return decoded | self._aligned(aligned, decoded, encoded)
 
     def _generate(self, rows: list[_Row], encoded: "StorageView", temperature: float) -> list[Attempt]:
         options = rows[0].window.options
@@ -323,15 +324,16 @@ class FasterWhisperEngine:
             temperature=attempt.temperature,
         )
 
-    def _with_words(
+    def _aligned(
         self, rows: list[_Row], decoded: dict[int, Decoded], encoded: "StorageView"
     ) -> dict[int, Decoded]:
-        """Align the words of each row. One call aligns rows of one language and task."""
+        """Place words and judge tokens. One call takes rows of one language and task."""
         texts = {
             row.index: [t for s in decoded[row.index].segments for t in s.tokens if t < row.tokenizer.eot]
             for row in rows
         }
         spoken = [row for row in rows if texts[row.index]]
+        finished = {}
         for same in _grouped(spoken, lambda row: tuple(row.tokenizer.sot_sequence)):
             results = self._whisper.align(
                 _take_rows(encoded, [row.index for row in same]),
@@ -340,9 +342,20 @@ class FasterWhisperEngine:
                 [len(row.window.audio) // FRAME_SAMPLES for row in same],
             )
             for row, result in zip(same, results, strict=True):
-                words = tuple(aligned_words(row.tokenizer, texts[row.index], result))
-                decoded[row.index] = replace(decoded[row.index], alignment=words)
-        return decoded
+                finished[row.index] = _with_alignment(row, decoded[row.index], texts[row.index], result)
+        return finished
+
+
+def _with_alignment(row: _Row, decoded: Decoded, text_tokens: list[int], result: Any) -> Decoded:
+    segments = decoded.segments
+    if row.window.token_logprobs:
+        logprobs = token_logprobs(row.tokenizer, text_tokens, result)
+        segments = tuple(
+            replace(s, token_logprobs=tuple(islice(logprobs, s.text_token_count))) for s in segments
+        )
+    has_words = row.window.timestamps.has_words
+    words = tuple(aligned_words(row.tokenizer, text_tokens, result)) if has_words else ()
+    return replace(decoded, segments=segments, alignment=words)
 
 
 @contextmanager

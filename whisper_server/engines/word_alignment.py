@@ -1,20 +1,24 @@
-"""From CTranslate2's alignment of tokens to timed words.
+"""From CTranslate2's alignment of tokens to timed words and to the tokens' probabilities.
 
-Source: `faster_whisper.WhisperModel.find_alignment`.
+Source of the words: `faster_whisper.WhisperModel.find_alignment`.
 """
 
+import math
 from collections.abc import Iterator
+from functools import cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whisper_server.core.types import AlignedWord
+from whisper_server.core.types import AlignedWord, TokenLogprob
 
 if TYPE_CHECKING:
     from faster_whisper.tokenizer import Tokenizer
 
 _ENCODER_STEPS_PER_SECOND = 50
+_SMALLEST_PROBABILITY = 1e-30
+"""JSON has no minus infinity."""
 
 
 def aligned_words(tokenizer: "Tokenizer", text_tokens: list[int], result: Any) -> Iterator[AlignedWord]:
@@ -41,3 +45,32 @@ def aligned_words(tokenizer: "Tokenizer", text_tokens: list[int], result: Any) -
             end_s=float(starts_s[last]),
             probability=float(np.mean(result.text_token_probs[first:last])),
         )
+
+
+def token_logprobs(tokenizer: "Tokenizer", text_tokens: list[int], result: Any) -> Iterator[TokenLogprob]:
+    """How likely each token of the text was, given the audio and the tokens before it.
+
+    The alignment pass runs the decoder over the finished text without timestamps: the model's own
+    probabilities, whatever search found the text.
+
+    Args:
+        tokenizer: of the window.
+        text_tokens: the tokens that were aligned.
+        result: a `ctranslate2.models.WhisperAlignmentResult`.
+    """
+    for token, probability in zip(text_tokens, result.text_token_probs, strict=False):
+        symbols = tokenizer.tokenizer.id_to_token(token) or ""
+        utf8 = bytes(_byte_by_symbol()[symbol] for symbol in symbols if symbol in _byte_by_symbol())
+        logprob = math.log(max(probability, _SMALLEST_PROBABILITY))
+        yield TokenLogprob(utf8.decode(errors="replace"), utf8, logprob)
+
+
+@cache
+def _byte_by_symbol() -> dict[str, int]:
+    """The byte behind each printable symbol of a byte-level BPE vocabulary.
+
+    Source: the GPT-2 encoder's `bytes_to_unicode`.
+    """
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}

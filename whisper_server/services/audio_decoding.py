@@ -92,6 +92,39 @@ def decode_pcm(source: BinaryIO, *, max_audio_s: float, stop: threading.Event) -
     return np.frombuffer(pcm, dtype=np.int16)
 
 
+class StreamFacts(NamedTuple):
+    """What a file says of itself and of its first audio stream.
+
+    Attributes:
+        container: FFmpeg's name, which may name several that it tells apart no further.
+        codec: FFmpeg's name of the format, whichever decoder reads it.
+        rate_hz: samples per second.
+        channels: how many.
+        bit_rate_bps: of the audio stream, or of the file where the stream has none; None where neither says.
+    """
+
+    container: str
+    codec: str
+    rate_hz: int
+    channels: int
+    bit_rate_bps: int | None
+
+
+def read_facts(source: BinaryIO) -> StreamFacts:
+    """Look into a file without decoding it whole; errors as `decode_pcm`, as far as they show there.
+
+    Args:
+        source: seekable; read from its start.
+    """
+    reader = _Reader(source, threading.Event())
+    head = reader.read(_HEAD_BYTES)
+    reader.seek(0)
+    try:
+        return _facts(reader, head)
+    finally:
+        reader.check()
+
+
 class _Shape(NamedTuple):
     """What a resampler is made for."""
 
@@ -142,9 +175,26 @@ class _Reader:
             raise failure
 
 
+def _facts(reader: _Reader, head: bytes) -> StreamFacts:
+    container = _open(reader, head)
+    try:
+        with container:
+            stream = _audio_stream(container)
+            context = stream.codec_context
+            return StreamFacts(
+                container=container.format.name,
+                codec=context.codec.canonical_name,
+                rate_hz=context.sample_rate,
+                channels=context.layout.nb_channels,
+                bit_rate_bps=stream.bit_rate or container.bit_rate or None,
+            )
+    except InvalidAudioError:
+        raise
+    except Exception as error:  # as in `_decode`
+        raise _damaged() from error
+
+
 def _decode(reader: _Reader, head: bytes, max_audio_s: float) -> bytearray:
-    if not head:
-        raise EmptyAudioError("The file is empty. Send a recording.", param="file", code="empty_audio")
     container = _open(reader, head)
     pcm = bytearray()
     try:
@@ -166,6 +216,8 @@ def _decode(reader: _Reader, head: bytes, max_audio_s: float) -> bytearray:
 def _open(reader: _Reader, head: bytes) -> "InputContainer":
     import av
 
+    if not head:
+        raise EmptyAudioError("The file is empty. Send a recording.", param="file", code="empty_audio")
     # Given to the container alone: with `options` for streams too, PyAV 13 crashes on MPEG films.
     options = {
         "format_whitelist": _DEMUXERS,

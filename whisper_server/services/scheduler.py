@@ -52,13 +52,17 @@ class Scheduler:
         async with self._limiters[engine]:
             work = asyncio.ensure_future(to_thread.run_sync(call, limiter=self._threads))
             try:
-                return await asyncio.shield(work)
-            except WhisperServerError:
+                await asyncio.wait([work])
+            except asyncio.CancelledError:
+                with CancelScope(shield=True):  # the engine is in use until the running call is over
+                    await asyncio.wait([work])
+                if not work.cancelled():
+                    work.exception()  # seen, so that asyncio does not report it: whoever asked has gone
                 raise
-            except Exception as error:  # an engine is foreign code: what it raises fails this request alone
-                logger.exception("The engine raised %s", type(error).__name__)
-                raise EngineError("The model failed on this audio.") from error
-            finally:
-                if not work.done():  # cancelled: the engine is in use until the running call is over
-                    with CancelScope(shield=True):
-                        await asyncio.wait([work])
+        try:
+            return work.result()
+        except WhisperServerError:
+            raise
+        except Exception as error:  # an engine is foreign code: what it raises fails this request alone
+            logger.exception("The engine raised %s", type(error).__name__)
+            raise EngineError("The model failed on this audio.") from error

@@ -19,6 +19,7 @@ from whisper_server.core.types import (
     MAX_WINDOW_S,
     SAMPLE_RATE,
     Decoded,
+    LanguageProbabilities,
     Samples,
     Segment,
     Task,
@@ -177,6 +178,18 @@ class Transcriber:
                 took_s,
                 request.model.id,
             )
+
+    async def rank_languages(
+        self, recording: Recording, request: TranscriptionRequest
+    ) -> LanguageProbabilities:
+        """Rank all languages for the first 30 s of speech; empty where there is no speech."""
+        async with self._manager.acquire(request.model) as engine:
+            recording = await self._spoken(recording, request)
+            if not len(recording):
+                return []
+            window = Window(recording.read(0, MAX_WINDOW_S * SAMPLE_RATE))
+            (ranking,) = await self._scheduler.detect_language(engine, [window])
+            return ranking
 
     async def _spoken(self, recording: Recording, request: TranscriptionRequest) -> Recording:
         """The recording without its silence, where that is asked for."""

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from whisper_server.core.errors import InvalidRequestError
 
+_MAX_SHOWN = 100
 _NONE_WORDS = ("none", "null")
 _TRUE_WORDS = ("true", "1", "yes", "on")
 _FALSE_WORDS = ("false", "0", "no", "off")
@@ -57,13 +58,7 @@ class Fields:
     def integer(self, name: str, least: int, most: int) -> int | None:
         """A whole number within bounds."""
         value = self.text(name)
-        if value is None:
-            return None
-        try:
-            number = int(value)
-        except ValueError:
-            raise self.invalid(name, "must be a whole number") from None
-        return int(self._within(name, number, least, most))
+        return None if value is None else self._integer(name, value, least, most)
 
     def is_none(self, name: str) -> bool:
         """Whether the field says `none` or `null`."""
@@ -78,10 +73,11 @@ class Fields:
         self, name: str, least: float = -math.inf, most: float = math.inf, *, max_count: int
     ) -> tuple[float, ...]:
         """An array of numbers; one value may hold several, parted by commas."""
-        values = [part for value in self.texts(name) for part in value.split(",") if part.strip()]
-        if len(values) > max_count:
-            raise self.invalid(name, f"must have at most {max_count} values")
-        return tuple(self._number(name, value, least, most) for value in values)
+        return tuple(self._number(name, part, least, most) for part in self._parts(name, max_count))
+
+    def integers(self, name: str, least: int, most: int, *, max_count: int) -> tuple[int, ...]:
+        """An array of whole numbers, as `numbers`."""
+        return tuple(self._integer(name, part, least, most) for part in self._parts(name, max_count))
 
     def choice(self, name: str, kind: type[_Choice]) -> _Choice | None:
         """One of the values of `kind`."""
@@ -118,7 +114,7 @@ class Fields:
         """The error for a value that is not offered."""
         param = f"{self._prefix}{name}"
         return InvalidRequestError(
-            f"'{param}' does not support '{value[:100]}'. Supported values: {', '.join(allowed)}.",
+            f"'{param}' does not support '{shown(value)}'. Supported values: {', '.join(allowed)}.",
             param=param,
             code="unsupported_value",
         )
@@ -128,6 +124,19 @@ class Fields:
             return kind(value.lower())
         except ValueError:
             raise self.unsupported(name, value, [member.value for member in kind]) from None
+
+    def _parts(self, name: str, max_count: int) -> list[str]:
+        parts = [part for value in self.texts(name) for part in value.split(",") if part.strip()]
+        if len(parts) > max_count:
+            raise self.invalid(name, f"must have at most {max_count} values")
+        return parts
+
+    def _integer(self, name: str, value: str, least: int, most: int) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            raise self.invalid(name, "must be a whole number") from None
+        return int(self._within(name, number, least, most))
 
     def _number(self, name: str, value: str, least: float, most: float) -> float:
         try:
@@ -154,7 +163,12 @@ class Fields:
             parsed = None
         if not isinstance(parsed, dict):
             raise self.invalid(name, "must be an object")
-        return [(key, _as_text(item)) for key, item in parsed.items()]
+        return [(key, _as_text(item)) for key, item in parsed.items() if item is not None]
+
+
+def shown(value: str) -> str:
+    """A client's value as it may stand in a message and in a log line: its beginning, on one line."""
+    return "".join(char if char.isprintable() else "�" for char in value[:_MAX_SHOWN])
 
 
 def _is_key_of(key: str, start: str) -> bool:

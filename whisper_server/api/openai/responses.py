@@ -1,13 +1,17 @@
 """Transcripts as OpenAI's clients read them."""
 
+import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from whisper_server.api.openai.transcription_request import Granularity
 from whisper_server.core.languages import language_name
-from whisper_server.core.types import FRAMES_PER_SECOND, Segment
+from whisper_server.core.types import FRAMES_PER_SECOND, Segment, Task
 from whisper_server.services.transcription import Transcription
+
+_ENCODER_STEPS_PER_SECOND = 50
 
 UNKNOWN_LANGUAGE = "unknown"
 """Where there is no speech there is no language, but the field is required."""
@@ -20,10 +24,39 @@ class DurationUsage(BaseModel):
     seconds: float
 
 
+class TokenDetails(BaseModel):
+    """What the input tokens were."""
+
+    text_tokens: int
+    audio_tokens: int
+
+
+class TokenUsage(BaseModel):
+    """What was transcribed, by tokens: the form the SDKs know in streams.
+
+    Audio counts by Whisper's own measure, 50 encoder steps a second; a prompt is not counted.
+    """
+
+    type: Literal["tokens"] = "tokens"
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_token_details: TokenDetails
+
+
+class LogprobEntry(BaseModel):
+    """A token of the text with its bytes and its log-probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
 class JsonTranscript(BaseModel):
     """`response_format=json`."""
 
     text: str
+    logprobs: list[LogprobEntry] | None = None
     usage: DurationUsage
 
 
@@ -66,16 +99,39 @@ class VerboseTranscript(BaseModel):
     usage: DurationUsage
 
 
-def json_transcript(transcription: Transcription) -> JsonTranscript:
-    """The text alone."""
-    return JsonTranscript(text=transcription.text, usage=_usage(transcription))
+def json_transcript(transcription: Transcription, *, has_logprobs: bool) -> JsonTranscript:
+    """The text alone, or with the log-probability of each token."""
+    logprobs = logprob_entries(transcription.segments) if has_logprobs else None
+    return JsonTranscript(text=transcription.text, logprobs=logprobs, usage=_usage(transcription))
+
+
+def logprob_entries(segments: Iterable[Segment]) -> list[LogprobEntry]:
+    """The tokens of the text in order."""
+    return [
+        LogprobEntry(token=token.text, logprob=token.logprob, bytes=list(token.utf8))
+        for segment in segments
+        for token in segment.token_logprobs
+    ]
+
+
+def token_usage(segments: Iterable[Segment], duration_s: float) -> TokenUsage:
+    """The usage of a stream."""
+    audio_tokens = math.ceil(duration_s * _ENCODER_STEPS_PER_SECOND)
+    output_tokens = sum(segment.text_token_count for segment in segments)
+    return TokenUsage(
+        input_tokens=audio_tokens,
+        output_tokens=output_tokens,
+        total_tokens=audio_tokens + output_tokens,
+        input_token_details=TokenDetails(text_tokens=0, audio_tokens=audio_tokens),
+    )
 
 
 def verbose_transcript(
     transcription: Transcription, granularities: frozenset[Granularity]
 ) -> VerboseTranscript:
     """The text with its times, as finely as asked for."""
-    code = transcription.language
+    # The language of the text: a translation is English, whatever was spoken.
+    code = "en" if transcription.task is Task.TRANSLATE else transcription.language
     words = segments = None
     if Granularity.WORD in granularities:
         words = [

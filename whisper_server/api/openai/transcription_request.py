@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from whisper_server.api.openai.fields import Fields
+from whisper_server.api.openai.fields import Fields, shown
 from whisper_server.config import DecodeProfile, TranscriptionSettings
 from whisper_server.core.errors import InvalidRequestError
+from whisper_server.core.formats import SubtitleOptions
 from whisper_server.core.languages import LANGUAGES, language_code
 from whisper_server.core.longform import LongFormOptions
 from whisper_server.core.types import MAX_WINDOW_S, DecodeOptions, Task, Timestamps
@@ -22,11 +23,14 @@ from whisper_server.services.transcription import LongForm, TranscriptionRequest
 _MAX_TEMPERATURES = 10
 _MAX_CLIP_TIMES = 1000
 _MAX_SUPPRESSED = 1000
+_MAX_TOKEN_ID = 1 << 20
 _MAX_WINDOW_TOKENS = 448
 _MAX_BEAMS = 100
 _MAX_BATCH = 64
 
-_NOT_OFFERED = ("chunking_strategy", "include", "known_speaker_names", "known_speaker_references")
+_NOT_OFFERED = ("known_speaker_names", "known_speaker_references")
+_MAX_SILENCE_MS = 600_000
+_MAX_SUBTITLE = 1000
 
 
 class ResponseFormat(StrEnum):
@@ -35,6 +39,13 @@ class ResponseFormat(StrEnum):
     JSON = "json"
     TEXT = "text"
     VERBOSE_JSON = "verbose_json"
+    SRT = "srt"
+    VTT = "vtt"
+
+    @property
+    def is_subtitles(self) -> bool:
+        """Whether it is a subtitle file."""
+        return self in (ResponseFormat.SRT, ResponseFormat.VTT)
 
 
 class Granularity(StrEnum):
@@ -42,6 +53,18 @@ class Granularity(StrEnum):
 
     WORD = "word"
     SEGMENT = "segment"
+
+
+class _Include(StrEnum):
+    LOGPROBS = "logprobs"
+
+
+class _Chunking(StrEnum):
+    AUTO = "auto"
+
+
+class _ChunkingType(StrEnum):
+    SERVER_VAD = "server_vad"
 
 
 class _LongForm(StrEnum):
@@ -57,6 +80,9 @@ class ParsedRequest:
         transcription: what to transcribe and how.
         response_format: how to write it down.
         granularities: what a verbose answer lists.
+        has_logprobs: list the log-probability of each token.
+        is_stream: answer with events while the transcript grows.
+        subtitles: how subtitles are broken into lines.
         normalize: bring the recording to full level first.
         trim_silence: leave out the silence at its ends first.
     """
@@ -64,6 +90,9 @@ class ParsedRequest:
     transcription: TranscriptionRequest
     response_format: ResponseFormat
     granularities: frozenset[Granularity]
+    has_logprobs: bool
+    is_stream: bool
+    subtitles: SubtitleOptions
     normalize: bool
     trim_silence: bool
 
@@ -87,6 +116,9 @@ def parse_request(
     """
     _refuse_not_offered(fields)
     response_format = fields.choice("response_format", ResponseFormat) or ResponseFormat.JSON
+    is_stream = _is_stream(fields, response_format)
+    has_logprobs = _has_logprobs(fields, response_format)
+    subtitles = _subtitles(fields, response_format)
     granularities = frozenset(fields.choices("timestamp_granularities", Granularity))
     if granularities and response_format is not ResponseFormat.VERBOSE_JSON:
         raise InvalidRequestError(
@@ -95,39 +127,109 @@ def parse_request(
             code="unsupported_value",
         )
     profile = _profile(fields, defaults)
-    long_form: LongForm = defaults.transcription.long_form
-    if chosen := fields.choice("long_form", _LongForm):
-        long_form = "batched" if chosen is _LongForm.BATCHED else "sequential"
-    options = _long_form_options(fields, task, granularities, _decode_options(fields, profile), defaults)
-    only_text = response_format is not ResponseFormat.VERBOSE_JSON
+    needs_words = subtitles != SubtitleOptions() or Granularity.WORD in granularities
+    options = replace(
+        _long_form_options(fields, task, _decode_options(fields, profile), defaults, needs_words=needs_words),
+        token_logprobs=has_logprobs,
+    )
+    vad, long_form = _chunking(fields, defaults)
+    only_text = response_format in (ResponseFormat.JSON, ResponseFormat.TEXT)
     return ParsedRequest(
         transcription=TranscriptionRequest(
             model=model,
             options=options,
             long_form=long_form,
             batch_size=fields.integer("batch_size", 1, _MAX_BATCH) or defaults.transcription.batch_size,
-            vad=_vad(fields, defaults),
+            vad=vad,
             timestamps_are_optional=only_text and profile is not None and bool(profile.without_timestamps),
             language_detection_segments=fields.integer("language_detection_segments", 1, 100) or 1,
             language_detection_threshold=_or(fields.number("language_detection_threshold", 0, 1), 0.5),
         ),
         response_format=response_format,
         granularities=granularities or frozenset([Granularity.SEGMENT]),
+        has_logprobs=has_logprobs,
+        is_stream=is_stream,
+        subtitles=subtitles,
         normalize=fields.flag("normalize") or False,
         trim_silence=fields.flag("trim_silence") or False,
     )
 
 
 def _refuse_not_offered(fields: Fields) -> None:
-    if fields.flag("stream"):
-        raise InvalidRequestError(
-            "Streaming is not offered: leave 'stream' out.", param="stream", code="unsupported_value"
-        )
     for name in _NOT_OFFERED:
         if fields.is_given(name):
             raise InvalidRequestError(
                 f"'{name}' is not offered by this server.", param=name, code="unsupported_parameter"
             )
+
+
+def _is_stream(fields: Fields, response_format: ResponseFormat) -> bool:
+    is_stream = fields.flag("stream") or False
+    if is_stream and response_format not in (ResponseFormat.JSON, ResponseFormat.TEXT):
+        raise InvalidRequestError(
+            f"'stream' needs response_format 'json' or 'text', not '{response_format.value}'.",
+            param="stream",
+            code="unsupported_value",
+        )
+    return is_stream
+
+
+def _has_logprobs(fields: Fields, response_format: ResponseFormat) -> bool:
+    if not fields.choices("include", _Include):
+        return False
+    if response_format is not ResponseFormat.JSON:
+        raise InvalidRequestError(
+            "'include' with 'logprobs' needs response_format 'json'.",
+            param="include",
+            code="unsupported_value",
+        )
+    return True
+
+
+def _subtitles(fields: Fields, response_format: ResponseFormat) -> SubtitleOptions:
+    options = SubtitleOptions(
+        max_line_width=fields.integer("max_line_width", 1, _MAX_SUBTITLE),
+        max_line_count=fields.integer("max_line_count", 1, _MAX_SUBTITLE),
+        max_words_per_line=fields.integer("max_words_per_line", 1, _MAX_SUBTITLE),
+    )
+    if options != SubtitleOptions() and not response_format.is_subtitles:
+        name = next(n for n in ("max_line_width", "max_line_count", "max_words_per_line") if fields.text(n))
+        raise InvalidRequestError(
+            f"'{name}' needs response_format 'srt' or 'vtt'.", param=name, code="unsupported_value"
+        )
+    return options
+
+
+def _chunking(fields: Fields, defaults: RequestDefaults) -> tuple[VadOptions | None, LongForm]:
+    """The voice filter, and how the recording is cut: by `long_form`, or by OpenAI's `chunking_strategy`.
+
+    `auto` and `server_vad` cut at silences; the latter with its own threshold and times.
+    """
+    vad = _vad(fields, defaults)
+    long_form: LongForm = defaults.transcription.long_form
+    if chosen := fields.choice("long_form", _LongForm):
+        long_form = "batched" if chosen is _LongForm.BATCHED else "sequential"
+    if not fields.is_given("chunking_strategy"):
+        return vad, long_form
+    bare = fields.text("chunking_strategy")
+    if bare is not None and not bare.startswith("{"):
+        fields.choice("chunking_strategy", _Chunking)
+        return vad or VadOptions(), "batched"
+    group = fields.group("chunking_strategy")
+    if group is None or group.choice("type", _ChunkingType) is None:
+        raise fields.invalid("chunking_strategy", "must be 'auto' or an object with type 'server_vad'")
+    given: dict[str, Any] = {
+        "threshold": group.number("threshold", 0, 1),
+        "speech_pad_ms": group.integer("prefix_padding_ms", 0, _MAX_SILENCE_MS),
+        "min_silence_duration_ms": group.integer("silence_duration_ms", 0, _MAX_SILENCE_MS),
+    }
+    return replace(
+        _SERVER_VAD, **{name: value for name, value in given.items() if value is not None}
+    ), "batched"
+
+
+_SERVER_VAD = VadOptions(threshold=0.5, speech_pad_ms=300, min_silence_duration_ms=200)
+"""OpenAI's defaults."""
 
 
 def _profile(fields: Fields, defaults: RequestDefaults) -> DecodeProfile | None:
@@ -160,17 +262,18 @@ def _decode_options(fields: Fields, profile: DecodeProfile | None) -> DecodeOpti
     }
     changes = {name: value for name, value in given.items() if value is not None}
     for name, (least, most) in _THRESHOLDS.items():
-        if fields.is_given(name):
+        if fields.text(name) is not None:
             changes[name] = None if fields.is_none(name) else fields.number(name, least, most)
-    if fields.is_given("max_new_tokens"):
-        is_none = fields.is_none("max_new_tokens")
-        changes["max_new_tokens"] = (
-            None if is_none else fields.integer("max_new_tokens", 1, _MAX_WINDOW_TOKENS)
-        )
-    if fields.is_given("suppress_tokens"):
-        tokens = fields.numbers("suppress_tokens", -1, 1 << 20, max_count=_MAX_SUPPRESSED)
-        changes["suppress_tokens"] = tuple(int(token) for token in tokens)
-    return replace(options, **changes)
+    if fields.is_none("max_new_tokens"):
+        changes["max_new_tokens"] = None
+    elif limit := fields.integer("max_new_tokens", 1, _MAX_WINDOW_TOKENS):
+        changes["max_new_tokens"] = limit
+    if tokens := fields.integers("suppress_tokens", -1, _MAX_TOKEN_ID, max_count=_MAX_SUPPRESSED):
+        changes["suppress_tokens"] = tokens
+    options = replace(options, **changes)
+    if options.beam_size * options.patience < 1:
+        raise fields.invalid("patience", "is too small: times beam_size it must be at least 1")
+    return options
 
 
 _THRESHOLDS = {
@@ -192,14 +295,15 @@ def _temperatures(fields: Fields) -> tuple[float, ...] | None:
 def _long_form_options(
     fields: Fields,
     task: Task,
-    granularities: frozenset[Granularity],
     decode: DecodeOptions,
     defaults: RequestDefaults,
+    *,
+    needs_words: bool,
 ) -> LongFormOptions:
     settings = defaults.transcription
     threshold_s = settings.hallucination_silence_threshold_s
-    if fields.is_given("hallucination_silence_threshold"):
-        name = "hallucination_silence_threshold"
+    name = "hallucination_silence_threshold"
+    if fields.text(name) is not None:
         threshold_s = None if fields.is_none(name) else fields.number(name, 0.01, MAX_WINDOW_S)
     condition = fields.flag("condition_on_previous_text")
     return LongFormOptions(
@@ -208,7 +312,7 @@ def _long_form_options(
         task=task,
         prompt=fields.text("prompt") or "",
         prefix=fields.text("prefix") or "",
-        timestamps=_timestamps(fields, granularities, needs_words=threshold_s is not None),
+        timestamps=_timestamps(fields, needs_words=needs_words or threshold_s is not None),
         decode=decode,
         window_s=fields.integer("chunk_length", 1, MAX_WINDOW_S) or MAX_WINDOW_S,
         condition_on_previous_text=settings.condition_on_previous_text if condition is None else condition,
@@ -227,7 +331,7 @@ def _language(fields: Fields, defaults: RequestDefaults) -> str | None:
     code = language_code(text)
     if code is None:
         raise InvalidRequestError(
-            f"'language' does not know '{text[:100]}'. Use an ISO 639-1 code such as 'en', one of: "
+            f"'language' does not know '{shown(text)}'. Use an ISO 639-1 code such as 'en', one of: "
             f"{', '.join(sorted(LANGUAGES))}.",
             param="language",
             code="unsupported_language",
@@ -235,9 +339,9 @@ def _language(fields: Fields, defaults: RequestDefaults) -> str | None:
     return code
 
 
-def _timestamps(fields: Fields, granularities: frozenset[Granularity], *, needs_words: bool) -> Timestamps:
+def _timestamps(fields: Fields, *, needs_words: bool) -> Timestamps:
     has_tokens = not fields.flag("without_timestamps")
-    if Granularity.WORD in granularities or fields.flag("word_timestamps") or needs_words:
+    if fields.flag("word_timestamps") or needs_words:
         return Timestamps.WORD if has_tokens else Timestamps.WORD_ONLY
     return Timestamps.SEGMENT if has_tokens else Timestamps.NONE
 
@@ -257,8 +361,11 @@ def _clips(fields: Fields) -> tuple[tuple[float, float | None], ...]:
 
 def _vad(fields: Fields, defaults: RequestDefaults) -> VadOptions | None:
     wanted = fields.flag("vad_filter")
-    if not (defaults.transcription.vad_filter if wanted is None else wanted):
-        return None
+    options = _vad_options(fields)
+    return options if (defaults.transcription.vad_filter if wanted is None else wanted) else None
+
+
+def _vad_options(fields: Fields) -> VadOptions:
     group = fields.group("vad_parameters")
     if group is None:
         return VadOptions()

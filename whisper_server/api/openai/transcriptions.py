@@ -1,22 +1,22 @@
-"""`POST /v1/audio/transcriptions`."""
+"""`POST /v1/audio/transcriptions` and `/translations`."""
 
 import time
-from typing import BinaryIO
+from contextlib import AsyncExitStack
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from whisper_server.api.disconnect import until_disconnect
+from whisper_server.api.openai.events import text_events
 from whisper_server.api.openai.fields import Fields
+from whisper_server.api.openai.parsing import decode_file, max_file_bytes, parse_fields
 from whisper_server.api.openai.responses import dump, json_transcript, verbose_transcript
-from whisper_server.api.openai.transcription_request import (
-    ParsedRequest,
-    RequestDefaults,
-    ResponseFormat,
-    parse_request,
-)
+from whisper_server.api.openai.transcription_request import ParsedRequest, ResponseFormat
 from whisper_server.api.services import Services, ServicesDep
+from whisper_server.api.sse import EventStream, first_of
 from whisper_server.api.uploads import read_form
+from whisper_server.core import formats
+from whisper_server.core.recording import Recording
 from whisper_server.core.types import Task
 from whisper_server.services.transcription import Transcription
 
@@ -25,41 +25,57 @@ router = APIRouter()
 
 @router.post("/audio/transcriptions", response_class=Response)
 async def create_transcription(request: Request, services: ServicesDep) -> Response:
-    """Transcribe an uploaded recording."""
-    limit_mb = services.settings.limits.max_audio_file_size_mb
-    with (
-        services.admission.enter(),
-        await read_form(request, max_file_bytes=int(limit_mb * (1 << 20))) as form,
-    ):
-        file = form.required_file()
-        parsed = _parse(Fields(form.fields), services)
-        started_s = time.perf_counter()
-        transcription = await until_disconnect(request, lambda: _transcribe(file, parsed, services))
-        took_ms = (time.perf_counter() - started_s) * 1000
+    """Write down what is said in an uploaded recording."""
+    return await _answer(request, services, Task(services.settings.model.task))
+
+
+@router.post("/audio/translations", response_class=Response)
+async def create_translation(request: Request, services: ServicesDep) -> Response:
+    """Write down in English what is said in an uploaded recording."""
+    return await _answer(request, services, Task.TRANSLATE)
+
+
+async def _answer(request: Request, services: Services, task: Task) -> Response:
+    async with AsyncExitStack() as resources:
+        resources.enter_context(services.admission.enter())
+        with await read_form(request, max_file_bytes=max_file_bytes(services)) as form:
+            file = form.required_file()
+            parsed = await parse_fields(Fields(form.fields), services, task)
+            started_s = time.perf_counter()
+            recording = await until_disconnect(request, lambda: decode_file(file, parsed, services))
+        if parsed.is_stream:
+            return await _stream(request, recording, parsed, services, resources)
+        transcription = await until_disconnect(
+            request, lambda: services.transcriber.transcribe(recording, parsed.transcription)
+        )
     response = _render(transcription, parsed)
-    response.headers["openai-processing-ms"] = str(round(took_ms))
+    response.headers["openai-processing-ms"] = str(round((time.perf_counter() - started_s) * 1000))
     return response
 
 
-def _parse(fields: Fields, services: Services) -> ParsedRequest:
-    settings = services.settings
-    defaults = RequestDefaults(settings.transcription, settings.decode_profiles, settings.model.language)
-    model = services.catalog.resolve(fields.text("model") or "")
-    return parse_request(fields, model, Task(settings.model.task), defaults)
-
-
-async def _transcribe(file: BinaryIO, parsed: ParsedRequest, services: Services) -> Transcription:
-    recording = await services.audio_processor.decode(
-        file, normalize=parsed.normalize, trim_silence=parsed.trim_silence
-    )
-    return await services.transcriber.transcribe(recording, parsed.transcription)
+async def _stream(
+    request: Request,
+    recording: Recording,
+    parsed: ParsedRequest,
+    services: Services,
+    resources: AsyncExitStack,
+) -> Response:
+    steps = services.transcriber.stream(recording, parsed.transcription)
+    # The model is loaded and the request checked before the first step, so faults of both get their status.
+    steps = await until_disconnect(request, lambda: first_of(steps))
+    events = text_events(steps, recording.original_duration_s, has_logprobs=parsed.has_logprobs)
+    return EventStream(events, resources.pop_all())
 
 
 def _render(transcription: Transcription, parsed: ParsedRequest) -> Response:
     match parsed.response_format:
         case ResponseFormat.TEXT:
             return PlainTextResponse(transcription.text + "\n")
+        case ResponseFormat.SRT:
+            return PlainTextResponse(formats.srt(transcription.segments, parsed.subtitles))
+        case ResponseFormat.VTT:
+            return PlainTextResponse(formats.vtt(transcription.segments, parsed.subtitles))
         case ResponseFormat.JSON:
-            return JSONResponse(dump(json_transcript(transcription)))
+            return JSONResponse(dump(json_transcript(transcription, has_logprobs=parsed.has_logprobs)))
         case ResponseFormat.VERBOSE_JSON:
             return JSONResponse(dump(verbose_transcript(transcription, parsed.granularities)))
