@@ -1,8 +1,26 @@
 """Who may come in, and when the others are told to come back."""
 
-import pytest
+import threading
 
+import httpx
+import pytest
+from openai import OpenAI, RateLimitError
+
+from tests.media import tone, wav
+from tests.wire import (
+    FORM_TYPE,
+    ROUTE,
+    Background,
+    connection,
+    error_of,
+    head,
+    read_until,
+    request,
+    scripted_server,
+    wait_until,
+)
 from whisper_server.core.errors import ServerBusyError
+from whisper_server.engines.scripted import ScriptedEngine, Step, scripted_capabilities
 from whisper_server.services.admission import Admission
 
 
@@ -83,3 +101,124 @@ def test_an_idle_night_does_not_count(clock: Clock) -> None:
     serve(admission, clock, seconds=2.0)
     with admission.enter():
         assert retry_after_s(admission) == 2
+
+
+# Over HTTP.
+
+AUDIO = wav(tone(2.0))
+LIMITS = {"max_waiting_requests": 2}
+
+
+def transcribe(url: str) -> httpx.Response:
+    return request("POST", f"{url}{ROUTE}", files={"file": AUDIO})
+
+
+def inside(url: str, count: int) -> None:
+    wait_until(url, lambda state: state["requests_inside"] == count)
+
+
+def test_the_third_of_two_is_told_to_come_back_and_the_others_are_served() -> None:
+    gate = threading.Event()
+    engine = ScriptedEngine([Step("first", gate=gate)], then=Step("later"))
+    with scripted_server(engine, limits=LIMITS) as url:
+        first = Background(lambda: transcribe(url))
+        engine.wait_for_windows(1)
+        second = Background(lambda: transcribe(url))
+        inside(url, 2)
+        with OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
+            with pytest.raises(RateLimitError) as busy:
+                client.audio.transcriptions.create(file=AUDIO, model="demo")
+            assert client.models.list().data, "only work is limited"
+        gate.set()
+        assert first.result().json()["text"] == "first"
+        assert second.result().json()["text"] == "later"
+        inside(url, 0)
+        assert transcribe(url).json()["text"] == "later"
+    assert busy.value.code == "server_busy"
+    assert busy.value.type == "rate_limit_error"
+    assert int(busy.value.response.headers["retry-after"]) >= 1
+    assert busy.value.response.headers["x-should-retry"] == "true"
+    error_of(busy.value.response)
+    assert len(engine.windows) == 3
+
+
+def test_the_upload_of_a_refused_request_is_not_read() -> None:
+    """It is refused before it is asked to go on, and before a byte of its body has come."""
+    gate = threading.Event()
+    engine = ScriptedEngine([Step(gate=gate)])
+    with scripted_server(engine, limits={"max_waiting_requests": 1}) as url:
+        first = Background(lambda: transcribe(url))
+        engine.wait_for_windows(1)
+        for more in ({"Expect": "100-continue"}, {}):
+            with connection(url) as wire:
+                wire.sendall(head({"Content-Type": FORM_TYPE, "Content-Length": "20000000", **more}))
+                answer = read_until(wire, b"server_busy")
+            assert answer.startswith(b"HTTP/1.1 429 ")
+        gate.set()
+        first.result().raise_for_status()
+
+
+def test_a_refused_client_that_sends_everything_first_can_still_read_why() -> None:
+    gate = threading.Event()
+    engine = ScriptedEngine([Step(gate=gate)])
+    with scripted_server(engine, limits={"max_waiting_requests": 1}) as url:
+        first = Background(lambda: transcribe(url))
+        engine.wait_for_windows(1)
+        size = 20_000_000
+        with connection(url) as wire:
+            headers = {"Content-Type": FORM_TYPE, "Content-Length": str(size), "Connection": "close"}
+            wire.sendall(head(headers))
+            wire.sendall(bytes(size))
+            assert read_until(wire, b"server_busy").startswith(b"HTTP/1.1 429 ")
+        gate.set()
+        first.result().raise_for_status()
+
+
+def test_the_sdk_tries_again_by_itself_and_is_served() -> None:
+    gate = threading.Event()
+    engine = ScriptedEngine([Step(gate=gate)])
+    with scripted_server(engine, limits={"max_waiting_requests": 1}) as url:
+        first = Background(lambda: transcribe(url))
+        engine.wait_for_windows(1)
+        refused = threading.Event()
+
+        def release(response: httpx.Response) -> None:
+            if response.status_code == 429:
+                refused.set()
+                gate.set()
+
+        http = httpx.Client(event_hooks={"response": [release]})
+        with OpenAI(base_url=f"{url}/v1", api_key="x", http_client=http, max_retries=5) as client:
+            assert client.audio.transcriptions.create(file=AUDIO, model="demo").text == "as scripted"
+        assert refused.is_set()
+        first.result().raise_for_status()
+
+
+def test_an_engine_that_fails_fails_one_request_and_leaves_no_trace_in_the_count() -> None:
+    gate = threading.Event()
+    failure = RuntimeError("CUDA error in /secret/path/kernel.cu")
+    engine = ScriptedEngine(
+        [Step("fine", gate=gate), Step(error=failure), Step("fine")],
+        capabilities=scripted_capabilities(parallel_calls=2),
+    )
+    with scripted_server(engine, limits=LIMITS) as url:
+        neighbour = Background(lambda: transcribe(url))
+        engine.wait_for_windows(1)
+        failed = transcribe(url)
+        gate.set()
+        assert neighbour.result().json()["text"] == "fine"
+        assert transcribe(url).json()["text"] == "fine"
+        inside(url, 0)
+    assert failed.status_code == 500
+    error = error_of(failed)
+    assert (error["type"], error["code"], error["param"]) == ("server_error", "inference_failed", None)
+    assert "secret" not in failed.text
+    assert "CUDA" not in failed.text
+
+
+def test_bad_requests_take_no_place_for_good() -> None:
+    with scripted_server(ScriptedEngine(), limits={"max_waiting_requests": 1}) as url:
+        for _ in range(5):
+            assert request("POST", f"{url}{ROUTE}", files={"file": b"no audio"}).status_code == 400
+            assert request("POST", f"{url}{ROUTE}").status_code == 400
+        assert transcribe(url).status_code == 200

@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -185,6 +186,17 @@ def test_options_are_checked_like_those_of_a_transcription(
     with pytest.raises(BadRequestError) as caught:
         client.chat.completions.create(model="demo", messages=messages, extra_body={"language": "xx"})
     assert (caught.value.param, caught.value.code) == ("language", "unsupported_language")
+
+
+def test_the_example_of_the_docs_prints_a_transcript(
+    server_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(__file__).parent.parent
+    monkeypatch.chdir(root)
+    example = (root / "docs" / "chat.md").read_text().split("```python\n")[1].split("```")[0]
+    assert "http://localhost:8089" in example
+    exec(example.replace("http://localhost:8089", server_url), {})
+    assert "David" in capsys.readouterr().out
 
 
 # --- What is refused ---

@@ -109,6 +109,9 @@ def test_the_demo_transcribes_every_sample() -> None:
     done = run("demo", WHISPER_SERVER_PORT="1", LOG_LEVEL="ERROR")
     assert done.returncode == 0, done.stderr
     assert "Send a message to David on Monday." in done.stdout
+    for response_format in ("json", "text", "srt", "vtt", "verbose_json"):
+        assert f"kitchen_en.wav as {response_format}:" in done.stdout
+    assert done.stdout.count('{"delta":') > 3
     samples = json.loads((ROOT / "whisper_server/demo/samples/samples.json").read_text())
     for sample in samples:
         assert f"{sample['file']}: " in done.stdout

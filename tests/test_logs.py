@@ -230,7 +230,7 @@ async def websocket_line(sent: list[dict[str, Any]], received: list[dict[str, An
 
     async def send(_: Any) -> None: ...
 
-    scope = {"type": "websocket", "path": "/v1/realtime", "client": None, "headers": []}
+    scope: dict[str, Any] = {"type": "websocket", "path": "/v1/realtime", "headers": []}
     with captured(JsonFormatter(), logging.getLogger("whisper_server.api.access_log")) as stream:
         await AccessLogMiddleware(app)(scope, receive, send)
     line: dict[str, Any] = json.loads(stream.getvalue())
@@ -261,7 +261,7 @@ async def test_a_websocket_has_a_line_when_it_is_over() -> None:
 def test_the_format_has_two_names_in_the_environment(name: str) -> None:
     assert load_settings(environ={name: "JSON"}).settings.logging.format == "json"
     assert load_settings(environ={}).settings.logging.format == "human"
-    with pytest.raises(ConfigurationError, match="logging.format"):
+    with pytest.raises(ConfigurationError, match=r"logging\.format"):
         load_settings(environ={name: "xml"})
 
 

@@ -83,6 +83,7 @@ def set_up_logging(settings: LoggingSettings) -> None:
         "root": {"level": settings.level, "handlers": list(handlers)},
         "loggers": _logger_levels(settings),
     }
+    logging.captureWarnings(True)
     try:
         logging.config.dictConfig(configuration)
     except ValueError as error:

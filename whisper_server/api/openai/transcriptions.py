@@ -9,12 +9,13 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from whisper_server.api.disconnect import until_disconnect
 from whisper_server.api.openai.events import text_events
 from whisper_server.api.openai.fields import Fields
+from whisper_server.api.openai.json_body import audio_json_response, read_body
 from whisper_server.api.openai.parsing import decode_file, max_file_bytes, parse_fields
 from whisper_server.api.openai.responses import dump, json_transcript, verbose_transcript
 from whisper_server.api.openai.transcription_request import ParsedRequest, ResponseFormat
+from whisper_server.api.paths import deployment_model
 from whisper_server.api.services import Services, ServicesDep
 from whisper_server.api.sse import EventStream, first_of
-from whisper_server.api.uploads import read_form
 from whisper_server.core import formats
 from whisper_server.core.recording import Recording
 from whisper_server.core.types import Task
@@ -38,9 +39,10 @@ async def create_translation(request: Request, services: ServicesDep) -> Respons
 async def _answer(request: Request, services: Services, task: Task) -> Response:
     async with AsyncExitStack() as resources:
         resources.enter_context(services.admission.enter())
-        with await read_form(request, max_file_bytes=max_file_bytes(services)) as form:
-            file = form.required_file()
-            parsed = await parse_fields(Fields(form.fields), services, task)
+        with await read_body(request, max_file_bytes=max_file_bytes(services)) as body:
+            file = body.form.required_file()
+            fields = Fields(_with_deployment(body.form.fields, request))
+            parsed = await parse_fields(fields, services, task)
             started_s = time.perf_counter()
             recording = await until_disconnect(request, lambda: decode_file(file, parsed, services))
         if parsed.is_stream:
@@ -48,9 +50,23 @@ async def _answer(request: Request, services: Services, task: Task) -> Response:
         transcription = await until_disconnect(
             request, lambda: services.transcriber.transcribe(recording, parsed.transcription)
         )
-    response = _render(transcription, parsed)
-    response.headers["openai-processing-ms"] = str(round((time.perf_counter() - started_s) * 1000))
+    took_s = time.perf_counter() - started_s
+    is_plain = parsed.response_format is ResponseFormat.JSON and not parsed.has_logprobs
+    if body.is_audio_json and is_plain:
+        model = fields.text("model") or services.settings.model.name
+        response: Response = JSONResponse(
+            audio_json_response(transcription, model, took_s, body.audio_format)
+        )
+    else:
+        response = _render(transcription, parsed)
+    response.headers["openai-processing-ms"] = str(round(took_s * 1000))
     return response
+
+
+def _with_deployment(fields: list[tuple[str, str]], request: Request) -> list[tuple[str, str]]:
+    """The fields, and first the model that the path names: one in the body counts before it."""
+    model = deployment_model(request)
+    return fields if model is None else [("model", model), *fields]
 
 
 async def _stream(

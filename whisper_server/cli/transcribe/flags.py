@@ -43,7 +43,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     run_group.add_argument(
         "-j", "--jobs", type=_count(_MAX_JOBS), default=1, metavar="N", help="recordings at once (default: 1)"
     )
-    run_group.add_argument("-q", "--quiet", action="store_true", help="show nothing but failures")
+    run_group.add_argument(
+        "-q", "--quiet", action="store_true", help="show nothing but failures and warnings"
+    )
     run_group.add_argument(
         "--server",
         metavar="URL",

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from whisper_server.cli.logs import HumanFormatter, JsonFormatter, RequestIdFilter
 from whisper_server.cli.transcribe.progress import LineReporter, Reporter
 from whisper_server.config import LoadedSettings
 from whisper_server.config.loading import DEFAULT_SOURCE
@@ -30,10 +31,13 @@ def logging_to(reporter: Reporter, loaded: LoadedSettings) -> Iterator[None]:
             file = logging.FileHandler(settings.file, encoding="utf-8")
         except OSError as error:
             raise ConfigurationError(f"Cannot write the log {settings.file}: {error.strerror}.") from error
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+        file.setFormatter(JsonFormatter() if settings.format == "json" else HumanFormatter())
+        file.addFilter(RequestIdFilter())
         file.setLevel(settings.level)
         handlers.append(file)
-    levels = {"": settings.level, "faster_whisper": settings.faster_whisper_level, "httpx": "WARNING"}
+    # At DEBUG httpcore writes the headers of requests, and with them the key.
+    levels = dict.fromkeys(("httpx", "httpcore"), "WARNING")
+    levels |= {"": settings.level, "faster_whisper": settings.faster_whisper_level}
     before = {name: logging.getLogger(name).level for name in levels}
     root = logging.getLogger()
     try:

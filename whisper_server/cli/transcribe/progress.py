@@ -38,7 +38,7 @@ class Track:
 
 
 class Reporter:
-    """Tells of failures and of nothing else. A context manager; for one thread.
+    """Tells of failures and warnings, and of nothing else. A context manager; for one thread.
 
     Args:
         total: recordings to transcribe.

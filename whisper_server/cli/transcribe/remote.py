@@ -161,7 +161,7 @@ def read_answer(response: httpx.Response, formats: Sequence[OutputFormat], wish:
     """
     asked = wish.asked_format(formats)
     if not asked.is_json:
-        return Results({asked: response.text.rstrip("\n") + "\n"}, None)
+        return Results({asked: response.text.removesuffix("\n") + "\n"}, None)
     body = _json_object(response)
     duration_s = _duration_s(body)
     if tuple(formats) == (asked,):
