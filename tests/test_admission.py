@@ -1,10 +1,11 @@
 """Who may come in, and when the others are told to come back."""
 
 import threading
+from typing import Any
 
 import httpx
 import pytest
-from openai import OpenAI, RateLimitError
+from openai import DefaultHttpxClient, OpenAI, RateLimitError
 
 from tests.media import tone, wav
 from tests.wire import (
@@ -182,12 +183,12 @@ def test_the_sdk_tries_again_by_itself_and_is_served() -> None:
         engine.wait_for_windows(1)
         refused = threading.Event()
 
-        def release(response: httpx.Response) -> None:
+        def release(response: Any) -> None:
             if response.status_code == 429:
                 refused.set()
                 gate.set()
 
-        http = httpx.Client(event_hooks={"response": [release]})
+        http = DefaultHttpxClient(event_hooks={"response": [release]})
         with OpenAI(base_url=f"{url}/v1", api_key="x", http_client=http, max_retries=5) as client:
             assert client.audio.transcriptions.create(file=AUDIO, model="demo").text == "as scripted"
         assert refused.is_set()

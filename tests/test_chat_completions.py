@@ -174,6 +174,16 @@ def test_the_route_is_there_without_v1_and_a_model_is_not_needed(
     assert completion["model"] == "demo"
 
 
+def test_azure_names_the_model_in_the_path(server_url: str, recordings: dict[str, bytes]) -> None:
+    def ask(deployment: str, **body: Any) -> httpx.Response:
+        url = f"{server_url}/openai/deployments/{deployment}/chat/completions?api-version=2024-10-21"
+        return request("POST", url, json={"messages": [user(audio(recordings["kitchen_en.wav"]))]} | body)
+
+    assert ask("demo").json()["model"] == "demo"
+    assert ask("nobody", model="demo").json()["model"] == "demo"
+    assert error_of(ask("nobody"))["code"] == "model_not_found"
+
+
 def test_options_are_checked_like_those_of_a_transcription(
     client: OpenAI, server_url: str, recordings: dict[str, bytes]
 ) -> None:

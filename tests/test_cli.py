@@ -124,7 +124,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert stop.value.code == 0
     output = capsys.readouterr().out
     assert "whisper-server" in output
-    for command in ("serve", "config", "doctor", "demo"):
+    for command in ("serve", "transcribe", "config", "doctor", "demo"):
         assert command in output
 
 

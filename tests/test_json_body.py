@@ -10,6 +10,7 @@ import anyio
 import anyio.to_thread
 import httpx
 import pytest
+from openai import OpenAI
 from starlette.requests import Request
 
 from tests.live_server import make_settings, running_server
@@ -306,6 +307,53 @@ def test_a_bad_option_in_json_is_refused_like_one_in_a_form(server_url: str) -> 
     assert refusal(ask(vad_parameters={"threshold": 2})) == ("invalid_value", "vad_parameters.threshold")
     assert refusal(ask(model="nobody"), 404) == ("model_not_found", "model")
     assert ask(top_k=None, language="auto", unknown={"a": [1]}).status_code == 200
+
+
+# --- Transcriptions ---
+
+GREEDY = {"beam_size": 1, "temperatures": [0]}
+FORMATS = {
+    "kitchen_en.wav": "wav",
+    "meeting_pt.mp3": "mp3",
+    "browser_en.webm": "webm",
+    "household_en.flac": "flac",
+}
+
+
+def transcribe(url: str, **body: Any) -> httpx.Response:
+    return request("POST", f"{url}/v1/audio/transcriptions", json={"model": "demo"} | body)
+
+
+def test_the_plain_shape_is_answered_in_the_plain_shape(
+    client: OpenAI, server_url: str, sample_recordings: list[dict[str, Any]]
+) -> None:
+    for sample in (sample for sample in sample_recordings if sample["file"] in FORMATS):
+        as_form = client.audio.transcriptions.create(file=sample["path"], model="demo", extra_body=GREEDY)
+        audio = base64.b64encode(sample["path"].read_bytes()).decode()
+        answer = transcribe(server_url, audio=audio, language="auto", **GREEDY).json()
+        assert answer.pop("processing_time") > 0
+        assert answer == {"text": as_form.text, "model": "demo", "format": FORMATS[sample["file"]]}
+
+
+def test_every_option_works_in_json(server_url: str, sample_recordings: list[dict[str, Any]]) -> None:
+    audio = base64.b64encode(sample_recordings[0]["path"].read_bytes()).decode()
+    nested = {"data": audio, "format": "wav"}
+    verbose = transcribe(
+        server_url,
+        input_audio=nested,
+        response_format="verbose_json",
+        timestamp_granularities=["word", "segment"],
+        vad_parameters={"threshold": 0.4},
+        suppress_blank=True,
+    ).json()
+    assert verbose["language"] == "english"
+    assert verbose["words"]
+    assert verbose["segments"]
+    assert transcribe(server_url, input_audio=nested).json().keys() == {"text", "usage"}
+    as_text = transcribe(server_url, audio=audio, response_format="text")
+    assert as_text.headers["content-type"].startswith("text/plain")
+    streamed = transcribe(server_url, audio=audio, stream=True)
+    assert '"transcript.text.done"' in streamed.text
 
 
 # --- In process ---

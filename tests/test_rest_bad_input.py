@@ -95,7 +95,8 @@ DEEP = "[" * 100_000
 
 BODIES = [
     Row("no body", {}, "unsupported_content_type"),
-    Row("JSON", {"json": {"model": "demo", "input": "x"}}, "unsupported_content_type"),
+    Row("plain text", body(b"hello", "text/plain"), "unsupported_content_type"),
+    Row("JSON without audio", {"json": {"model": "demo"}}, "missing_required_parameter", "audio"),
     Row("form without parts", {"data": {"model": "demo"}}, "unsupported_content_type"),
     Row("no boundary", body(GOOD_FORM, "multipart/form-data"), "unsupported_content_type"),
     Row("empty boundary", body(GOOD_FORM, "multipart/form-data; boundary="), "unsupported_content_type"),

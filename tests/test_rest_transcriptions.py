@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -500,7 +501,8 @@ def test_batched_windows_are_decoded_together(sample_recordings: list[dict[str, 
     sample = next(s for s in sample_recordings if s["path"].name == "morning_en.m4a")
     engine = ScriptedEngine()
     with scripted_server(engine) as url:
-        post(url, {"long_form": "batched", "batch_size": "3"}, audio=sample["path"].read_bytes())
+        options = {"long_form": "batched", "batch_size": "3", "vad_filter": "true"}
+        post(url, options, audio=sample["path"].read_bytes())
     assert max(engine.calls) == 3
     assert all(w.duration_s <= 30 for w in engine.windows)
 
@@ -538,6 +540,9 @@ def test_nothing_blocks_the_event_loop(kitchen: Path, sample_recordings: list[di
         (200, "POST", ROUTE, {"files": {"file": big}}),
         (200, "POST", ROUTE, {"files": {"file": kitchen.read_bytes()}, "data": verbose}),
         (200, "POST", ROUTE, {"files": {"file": kitchen.read_bytes()}, "data": every_step}),
+        (200, "POST", ROUTE, {"files": {"file": big}, "data": {"response_format": "srt"}}),
+        (200, "POST", ROUTE, {"files": {"file": kitchen.read_bytes()}, "data": {"stream": "true"}}),
+        (200, "POST", ROUTE, {"json": {"audio": b64encode(big).decode()}}),
         (400, "POST", ROUTE, {"files": {"file": b"no audio" * (1 << 18)}}),
         (404, "POST", ROUTE, {"files": {"file": SHORT}, "data": {"model": "/etc/nowhere"}}),
         (200, "GET", "/v1/models", {}),
@@ -545,7 +550,8 @@ def test_nothing_blocks_the_event_loop(kitchen: Path, sample_recordings: list[di
         (404, "GET", "/v1/models/%2Fetc", {}),
         (200, "GET", "/health", {}),
     ]
-    with blockbuster_ctx("whisper_server"), running_server() as url:
+    # From the start of the server on: what happens before, delays nobody.
+    with running_server() as url, blockbuster_ctx("whisper_server"):
         for status, method, path, options in rows:
             response = request(method, f"{url}{path}", **options)
             assert response.status_code == status, response.text

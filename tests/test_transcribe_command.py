@@ -1,11 +1,14 @@
 """`whisper-server transcribe`, with the demo model and on a live server."""
 
+import argparse
 import asyncio
+import io
 import json
 import logging
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,6 +24,8 @@ import pytest
 
 from tests.media import silence, wav
 from whisper_server.cli.main import main
+from whisper_server.cli.settings_flags import add_settings_arguments
+from whisper_server.cli.transcribe import configure
 from whisper_server.cli.transcribe.delivery import FileDelivery, write_whole
 from whisper_server.cli.transcribe.planning import Job, OutputFormat
 from whisper_server.cli.transcribe.progress import (
@@ -28,6 +33,7 @@ from whisper_server.cli.transcribe.progress import (
     Track,
     clock,
     finished_line,
+    make_reporter,
     shown,
     state_line,
 )
@@ -137,7 +143,7 @@ def test_word_timestamps_and_limits_of_lines(transcribe: Command) -> None:
 
 
 def test_results_are_printed_in_the_order_of_the_inputs(transcribe: Command) -> None:
-    files = [SAMPLES / "morning_en.m4a", KITCHEN, SAMPLES / "meeting_pt.mp3"]
+    files = [SAMPLES / "household_en.flac", KITCHEN, SAMPLES / "meeting_pt.mp3"]
     done = transcribe("--stdout", "--jobs", "3", "--format", "json", *files)
     assert done.code == 0
     texts = [json.loads(line)["text"] for line in done.out.splitlines()]
@@ -303,6 +309,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
         (["--stdout", "-f", "text", "-f", "srt"], "Standard output takes one format"),
         (["--stdout", "-o", "out"], "--stdout or --output-dir"),
         (["--server", "localhost:8089"], "no address"),
+        (["--server", "http://a:port"], "no address"),
         (["--log-file", "no/such/folder/log"], "Cannot write the log"),
     ],
 )
@@ -311,6 +318,26 @@ def test_a_wrong_command_line_is_explained(transcribe: Command, words: list[str]
     assert (done.code, done.out) == (2, "")
     assert message in done.err
     assert "Traceback" not in done.err
+
+
+def test_a_count_is_within_bounds(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["transcribe", str(KITCHEN), "--jobs", "0"])
+    assert stop.value.code == 2
+    assert "--jobs: must be between 1 and 64" in capsys.readouterr().err
+
+
+def test_settings_limit_and_warn_as_for_the_server(
+    transcribe: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHISPER_MODEL_NAM", "small")
+    done = transcribe(KITCHEN, SAMPLES / "meeting_pt.mp3", "--stdout", "--limits-max-audio-s", "5")
+    assert (done.code, done.out) == (1, KITCHEN_TEXT)
+    warning, *_, failure, _ = done.err.splitlines()
+    assert warning.startswith("warning: ")
+    assert "WHISPER_MODEL_NAM" in warning
+    assert failure.startswith(f"{SAMPLES / 'meeting_pt.mp3'}: The audio is longer than 5 seconds")
+    assert failure.endswith(" Raise --limits-max-audio-s.")
 
 
 # Standard input and output
@@ -436,7 +463,7 @@ def test_a_server_gives_what_this_process_gives(
     assert f"{folder / 'kitchen.wav'}: 3.7 s of audio in " in there.err
 
 
-@pytest.mark.parametrize("kind", [*ALL_FORMATS, "json"])
+@pytest.mark.parametrize("kind", ["json", "srt", "tsv"])
 def test_a_server_prints_what_this_process_prints(transcribe: Command, server_url: str, kind: str) -> None:
     flags = ["--format", kind, "--option", "temperatures[]=0", "--language", "de"]
     here = transcribe(SAMPLES / "train_de.ogg", *flags)
@@ -548,6 +575,36 @@ async def test_a_server_is_not_asked_for_ever(answers: list[httpx.Response], sle
     with pytest.raises(RemoteError, match="Come back later"):
         await server.transcribe()
     assert server.slept_s == slept_s
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (httpx.Response(502, text="<html>"), "The server says 502 Bad Gateway."),
+        (httpx.Response(422, json={"detail": "No\nfile."}), "The server says 422 .*: No�file."),
+        (httpx.Response(400, json=[]), "The server says 400 Bad Request."),
+    ],
+)
+async def test_any_refusal_is_told_on_one_line(answer: httpx.Response, message: str) -> None:
+    with pytest.raises(RemoteError, match=message) as failure:
+        await FakeServer(answer).transcribe()
+    assert failure.value.message.isprintable()
+
+
+@pytest.mark.anyio
+async def test_a_broken_connection_is_told() -> None:
+    def hang_up(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models":
+            return httpx.Response(404)
+        raise httpx.RemoteProtocolError("peer closed connection", request=request)
+
+    transport = httpx.MockTransport(hang_up)
+    async with open_remote("http://fake", "", Wish(), None, transport=transport) as backend:
+        with pytest.raises(
+            RemoteError, match="connection to the server at http://fake/v1 broke: peer closed"
+        ):
+            await backend.transcribe(Job("k", KITCHEN, (OutputFormat.TEXT,)), lambda *_: None)
 
 
 @pytest.mark.anyio
@@ -703,6 +760,34 @@ def test_lines_of_progress() -> None:
     assert shown("a\x1b[31m\n\udcff") == "a�[31m��"
 
 
+def test_bars_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    terminal = Terminal()
+    with make_reporter(2, is_quiet=False, stream=terminal) as reporter:
+        with reporter.busy("getting ready"):
+            reporter.note("note")
+        assert "getting ready" in terminal.getvalue()
+        track = reporter.start("a folder with a long name/" * 3 + "[b]a.mp3[/b]")
+        reporter.advance(track, 30.0, 120.0)
+        with reporter.aside():
+            printed = terminal.getvalue()
+        assert re.search(r"…\S.*/\[b\]a\.mp3\[/b\] .*0:30 / 2:00 ", printed)
+        assert "all recordings" in printed
+        assert "0 / 2" in printed
+        reporter.end(track)
+        reporter.finish(track)
+        reporter.fail("bad\x1b[2J.mp3", "no")
+    reporter.warn("afterwards")
+    reporter.close()
+    assert "bad�[2J.mp3: no" in terminal.getvalue()
+    assert terminal.getvalue().endswith("afterwards\n")
+
+
 @pytest.fixture
 def root_logger() -> Iterator[logging.Logger]:
     root = logging.getLogger()
@@ -743,3 +828,41 @@ async def test_an_unforeseen_fault_costs_one_recording(
     assert names(tmp_path) == ["good.txt"]
     assert "bad: failed with ZeroDivisionError" in capsys.readouterr().err
     assert caplog.records[0].exc_info is not None
+
+
+# The examples of docs/cli.md
+
+DOCS = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```sh\n(.*?)```(?:\n\n```text\n(.*?)```)?", DOCS, re.DOTALL)
+
+
+def test_the_docs_have_examples_and_every_flag() -> None:
+    assert len(EXAMPLES) >= 5
+    assert sum(bool(output) for _, output in EXAMPLES) >= 3
+    own = flags_of(configure) - flags_of(add_settings_arguments)
+    assert len(own) >= 20
+    assert [flag for flag in sorted(own) if flag not in DOCS] == []
+
+
+def flags_of(configured: Callable[[argparse.ArgumentParser], None]) -> set[str]:
+    parser = argparse.ArgumentParser(add_help=False)
+    configured(parser)
+    return set(re.findall(r"--[a-z][a-z-]+", parser.format_help()))
+
+
+@pytest.mark.parametrize(("commands", "output"), EXAMPLES)
+def test_an_example_of_the_docs_gives_what_it_shows(
+    commands: str, output: str, tmp_path: Path, server_url: str
+) -> None:
+    (tmp_path / "recordings").mkdir()
+    for name in ("kitchen_en.wav", "meeting_pt.mp3", "train_de.ogg"):
+        shutil.copy(SAMPLES / name, tmp_path / "recordings")
+    command = f"{shlex.quote(sys.executable)} -m whisper_server"
+    script = commands.replace("whisper-server", command).replace("http://127.0.0.1:8089", server_url)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["sh", "-ec", script], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    if output:
+        assert done.stdout.strip() == output.strip()

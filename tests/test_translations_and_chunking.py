@@ -102,6 +102,16 @@ def test_a_wrong_strategy_is_named(client: OpenAI, strategy: Any) -> None:
     assert (caught.value.param or "").startswith("chunking_strategy")
 
 
+def test_clips_and_batches_do_not_go_together(client: OpenAI) -> None:
+    with pytest.raises(BadRequestError) as caught:
+        client.audio.transcriptions.create(
+            file=wav(silence(1.0), 16_000),
+            model="demo",
+            extra_body={"long_form": "batched", "clip_timestamps": "0,0.5"},
+        )
+    assert caught.value.param == "clip_timestamps"
+
+
 def test_the_default_task_is_a_setting() -> None:
     engine = ScriptedEngine()
     settings = make_settings(model={"task": "translate"}, transcription={"vad_filter": False})

@@ -3,10 +3,10 @@
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import httpx
@@ -48,7 +48,19 @@ def form(*parts: bytes) -> bytes:
     return b"".join(parts) + b"--" + BOUNDARY.encode() + b"--\r\n"
 
 
-def error_of(response: httpx.Response) -> dict[str, Any]:
+class Answer(Protocol):
+    """A response of any HTTP library: the OpenAI SDK may bring its own."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    def json(self) -> Any: ...
+
+
+def error_of(response: Answer) -> dict[str, Any]:
     """The error object of a response, which has all its keys and tells no secrets."""
     body = response.json()
     assert body.keys() == {"error"}

@@ -18,7 +18,8 @@ Every error is OpenAI's object, with all four keys:
 `param` names the request field at fault, if one is. `code` is the one below unless the fault brings a more
 precise one. For `InvalidRequestError` these are `unsupported_value`, `invalid_value`, `unsupported_language`,
 `unsupported_parameter`, `missing_required_parameter`, `duplicate_field`, `field_too_large`,
-`too_many_fields`, `invalid_multipart`, `unsupported_content_type` and `context_length_exceeded`.
+`too_many_fields`, `invalid_multipart`, `invalid_json`, `invalid_base64`, `unsupported_content_type` and
+`context_length_exceeded`.
 
 OpenAI's SDKs try again after 408, 409, 429 and 5xx; the header `x-should-retry` overrides that where trying
 again cannot help. `Retry-After` comes with 429. An unknown route is 404 `not_found`, a wrong method 405

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypedDict
 
 import anyio
+from anyio import to_thread
 from fastapi import FastAPI
 
 import whisper_server.demo
@@ -142,7 +143,7 @@ def _plan(
 async def _running(plan: _Plan) -> AsyncIterator[Services]:
     for reason in (*plan.decision.reasons, *plan.decision.warnings):
         logger.info("Hardware: %s", reason)
-    use_one_blas_thread()
+    await to_thread.run_sync(use_one_blas_thread)
     async with AsyncExitStack() as stack:
         yield await _start_services(stack, plan)
 

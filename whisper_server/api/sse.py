@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from typing import TypeVar
 
@@ -71,14 +71,16 @@ class EventStream(Response):
         scope.cancel()
 
     async def _send_events(self, send: Send) -> None:
-        async for frame in self._frames():
-            await send({"type": "http.response.body", "body": frame, "more_body": True})
+        async with contextlib.aclosing(self._frames()) as frames:
+            async for frame in frames:
+                await send({"type": "http.response.body", "body": frame, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _frames(self) -> AsyncIterator[bytes]:
+    async def _frames(self) -> AsyncGenerator[bytes, None]:
         try:
-            async for event in with_pauses(self._events, self._keep_alive_s):
-                yield _KEEP_ALIVE if event is None else f"data: {event}\n\n".encode()
+            async with contextlib.aclosing(with_pauses(self._events, self._keep_alive_s)) as events:
+                async for event in events:
+                    yield _KEEP_ALIVE if event is None else f"data: {event}\n\n".encode()
         except WhisperServerError as error:
             logger.warning(
                 "%s in a stream: %s", type(error).__name__, error.message, exc_info=error.__cause__

@@ -36,26 +36,33 @@ _NOT_LAST = frozenset("\"'#@เแโใไເແໂໃໄ")
 _JOINED_CATEGORIES = frozenset({"Mn", "Mc", "Me"})
 _ZERO_WIDTH_CATEGORIES = frozenset({"Mn", "Me", "Cf"})
 _ZERO_WIDTH_JOINER = "\u200d"
+_EMOJI_STYLE = "\ufe0f"
 _VIRAMA_CLASS = 9
 _FINAL_VIRAMAS = frozenset("\u0e3a\u0eba\u103a")
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
 _HANGUL_VOWELS_AND_FINALS = range(0x1160, 0x1200)
 _REGIONAL_INDICATORS = range(0x1F1E6, 0x1F200)
 
-_ABBREVIATIONS = frozenset("dr dra frau hr ing jr mme mr mrs ms nr núm prof sr sra srta st vs".split())
-_FUNCTION_WORDS = frozenset(
-    # Articles, prepositions, conjunctions: a line may well start with one, and should not end with one.
-    # Of English, German, Spanish, French, Portuguese, Italian and Dutch at once: a segment may be in any.
-    (
-        "a an and as at because but by for from if in into of on or so than that the to when where which "
-        "while who with aber als auf aus bei bis dass das dem den der des die ein eine einem einen einer für "
-        "im mit oder ob sondern um und von vom weil wenn wie zu zum zur al como con cuando de del donde el en "
-        "entre la las los o para pero por porque que si sin un una y au aux avec car ce ces comme dans du et "
-        "le les mais ou où par pour qui quand sans sur une à ao aos com da dos e em mas na nas nos num numa "
-        "os pela pelo quando se sem um uma che dei della di il lo ma nel nella per perché però tra het maar "
-        "met om omdat op te van voor"
-    ).split()
+_ABBREVIATIONS = frozenset(
+    ["dr", "dra", "frau", "hr", "jr", "mme", "mr", "mrs", "ms", "nr", "prof", "sr", "sra", "st", "vs"]
 )
+
+# A line may well start with an article, a preposition or a conjunction, and should not end with one.
+_FUNCTION_WORDS_BY_LANGUAGE = {
+    "en": "a an and as at because but by for from if in into of on or so than that the to when where which "
+    "while who with",
+    "de": "aber als auf aus bei bis dass das dem den der des die ein eine einem einen einer für im mit ob "
+    "oder sondern um und von vom weil wenn wie zu zum zur",
+    "es": "al como con cuando de del donde el en entre la las los o para pero por porque que si sin un una y",
+    "fr": "au aux avec car ce ces comme dans de des du en et la le les mais ou où par pour quand que qui "
+    "sans si sur un une à",
+    "pt": "a ao aos as com da das de do dos e em mas na nas no nos num numa o os ou para pela pelo por "
+    "porque quando que se sem um uma",
+    "it": "che come con da del della di e il in la lo ma nel nella o per perché però se tra un una",
+    "nl": "als dat de die een en het in maar met of om omdat op te van voor",
+}
+_FUNCTION_WORDS = frozenset(" ".join(_FUNCTION_WORDS_BY_LANGUAGE.values()).split())
+"""Of all these languages at once: a segment does not tell its language."""
 
 # What a break between blocks costs. The unit is what a line costs however short; a full one costs twice that.
 _AT_SENTENCE = 0.0
@@ -345,7 +352,8 @@ def _cluster_width(cluster: str) -> int:
     first = cluster[0]
     if unicodedata.category(first) in _ZERO_WIDTH_CATEGORIES:
         return 0
-    return 2 if unicodedata.east_asian_width(first) in "WF" else 1
+    is_emoji = _EMOJI_STYLE in cluster or ord(first) in _REGIONAL_INDICATORS
+    return 2 if is_emoji or unicodedata.east_asian_width(first) in "WF" else 1
 
 
 def _break_cost(left: str, right: str, before: _Before, is_word_start: bool) -> float:

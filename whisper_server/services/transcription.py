@@ -276,6 +276,13 @@ def check_request(engine: Engine, request: TranscriptionRequest, recording: Reco
         raise UnsupportedByEngineError(
             f"The engine '{can.engine}' takes no hotwords.", param="hotwords", code="unsupported_value"
         )
+    if request.long_form == "batched" and options.clips_s != LongFormOptions().clips_s:
+        raise InvalidRequestError(
+            "Batched transcription cuts at silences, not at clips: 'clip_timestamps' needs 'long_form' "
+            "sequential.",
+            param="clip_timestamps",
+            code="unsupported_value",
+        )
     if request.long_form == "batched" and request.vad is None and recording.duration_s > options.window_s:
         raise InvalidRequestError(
             "Batched transcription cuts at silences: recordings longer than a window need vad_filter.",

@@ -14,10 +14,12 @@ from fastapi.responses import JSONResponse, Response
 
 from whisper_server.api.disconnect import until_disconnect
 from whisper_server.api.openai.chat_request import ChatRequest, parse_chat_request
+from whisper_server.api.openai.fields import Fields
 from whisper_server.api.openai.json_body import read_object
 from whisper_server.api.openai.parsing import decode_file, max_file_bytes, parse_fields
 from whisper_server.api.openai.responses import token_usage
 from whisper_server.api.openai.transcription_request import ParsedRequest
+from whisper_server.api.paths import deployment_model
 from whisper_server.api.services import Services, ServicesDep
 from whisper_server.api.sse import EventStream, first_of
 from whisper_server.core.errors import AudioTooLongError, InvalidAudioError
@@ -41,7 +43,9 @@ async def create_chat_completion(request: Request, services: ServicesDep) -> Res
         resources.enter_context(services.admission.enter())
         build = partial(parse_chat_request, max_file_bytes=limit)
         with await read_object(request, build, max_file_bytes=limit) as chat:
-            parsed = await parse_fields(chat.fields, services)
+            # Azure's clients name the model in the path; the last of several counts, and empty is absent.
+            fields = Fields([("model", deployment_model(request) or ""), *chat.fields])
+            parsed = await parse_fields(fields, services)
             recordings = await until_disconnect(request, lambda: _decode_all(chat, parsed, services))
         completion = _Completion(parsed.transcription.model.requested)
         pieces = _pieces(recordings, parsed, services, completion)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from whisper_server.api.openai.fields import Fields, shown
+from whisper_server.api.openai.fields import shown
 from whisper_server.api.openai.json_body import form_fields, input_audio_data, spool_audio
 from whisper_server.core.errors import InvalidRequestError
 
@@ -45,13 +45,13 @@ class ChatRequest:
     """What a chat completion request asks for; close it to delete its files.
 
     Attributes:
-        fields: those of the transcription.
+        fields: those of the transcription, as a form has them.
         audio: the recordings, in order; at least one.
         is_stream: answer in chunks.
         has_usage: let the last chunk tell the usage.
     """
 
-    fields: Fields
+    fields: list[tuple[str, str]]
     audio: list[AudioPart] = field(default_factory=list)
     is_stream: bool = False
     has_usage: bool = False
@@ -93,7 +93,7 @@ def parse_chat_request(values: dict[str, Any], *, max_file_bytes: int) -> ChatRe
     is_stream = _flag(values, "stream", "stream")
     stream_options = _object(values.get("stream_options") or {}, "stream_options")
     request = ChatRequest(
-        Fields(form_fields(options)),
+        form_fields(options),
         is_stream=is_stream,
         has_usage=_flag(stream_options, "include_usage", "stream_options.include_usage"),
     )
