@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from whisper_server.api.openai.decode_fields import MAX_SILENCE_MS, decode_options, vad_options
 from whisper_server.api.openai.fields import Fields, shown
 from whisper_server.config import DecodeProfile, TranscriptionSettings
 from whisper_server.core.errors import InvalidRequestError
@@ -20,16 +21,10 @@ from whisper_server.core.voice_activity import VadOptions
 from whisper_server.services.model_catalog import ModelReference
 from whisper_server.services.transcription import LongForm, TranscriptionRequest
 
-_MAX_TEMPERATURES = 10
 _MAX_CLIP_TIMES = 1000
-_MAX_SUPPRESSED = 1000
-_MAX_TOKEN_ID = 1 << 20
-_MAX_WINDOW_TOKENS = 448
-_MAX_BEAMS = 100
 _MAX_BATCH = 64
 
 _NOT_OFFERED = ("known_speaker_names", "known_speaker_references")
-_MAX_SILENCE_MS = 600_000
 _MAX_SUBTITLE = 1000
 
 
@@ -129,7 +124,7 @@ def parse_request(
     profile = _profile(fields, defaults)
     needs_words = subtitles != SubtitleOptions() or Granularity.WORD in granularities
     options = replace(
-        _long_form_options(fields, task, _decode_options(fields, profile), defaults, needs_words=needs_words),
+        _long_form_options(fields, task, decode_options(fields, profile), defaults, needs_words=needs_words),
         token_logprobs=has_logprobs,
     )
     vad, long_form = _chunking(fields, defaults)
@@ -220,8 +215,8 @@ def _chunking(fields: Fields, defaults: RequestDefaults) -> tuple[VadOptions | N
         raise fields.invalid("chunking_strategy", "must be 'auto' or an object with type 'server_vad'")
     given: dict[str, Any] = {
         "threshold": group.number("threshold", 0, 1),
-        "speech_pad_ms": group.integer("prefix_padding_ms", 0, _MAX_SILENCE_MS),
-        "min_silence_duration_ms": group.integer("silence_duration_ms", 0, _MAX_SILENCE_MS),
+        "speech_pad_ms": group.integer("prefix_padding_ms", 0, MAX_SILENCE_MS),
+        "min_silence_duration_ms": group.integer("silence_duration_ms", 0, MAX_SILENCE_MS),
     }
     return replace(
         _SERVER_VAD, **{name: value for name, value in given.items() if value is not None}
@@ -239,57 +234,6 @@ def _profile(fields: Fields, defaults: RequestDefaults) -> DecodeProfile | None:
     if name not in defaults.profiles:
         raise fields.unsupported("decode_profile", name, sorted(defaults.profiles))
     return defaults.profiles[name]
-
-
-def _decode_options(fields: Fields, profile: DecodeProfile | None) -> DecodeOptions:
-    options = DecodeOptions() if profile is None else profile.apply(DecodeOptions())
-    if profile is not None and not fields.is_given("decode_profile") and options.temperatures == (0.0,):
-        # The operator's default profile; temperature 0 of a file request means the ladder.
-        options = replace(options, temperatures=DecodeOptions().temperatures)
-    given: dict[str, Any] = {
-        "beam_size": fields.integer("beam_size", 1, _MAX_BEAMS),
-        "best_of": fields.integer("best_of", 1, _MAX_BEAMS),
-        "patience": fields.number("patience", 0.01, 10),
-        "length_penalty": fields.number("length_penalty", -10, 10),
-        "repetition_penalty": fields.number("repetition_penalty", 0.01, 10),
-        "no_repeat_ngram_size": fields.integer("no_repeat_ngram_size", 0, _MAX_WINDOW_TOKENS),
-        "temperatures": _temperatures(fields),
-        "suppress_blank": fields.flag("suppress_blank"),
-        "max_initial_timestamp_s": fields.number("max_initial_timestamp", 0, MAX_WINDOW_S),
-        "hotwords": fields.text("hotwords"),
-        "prepend_punctuations": fields.text("prepend_punctuations"),
-        "append_punctuations": fields.text("append_punctuations"),
-    }
-    changes = {name: value for name, value in given.items() if value is not None}
-    for name, (least, most) in _THRESHOLDS.items():
-        if fields.text(name) is not None:
-            changes[name] = None if fields.is_none(name) else fields.number(name, least, most)
-    if fields.is_none("max_new_tokens"):
-        changes["max_new_tokens"] = None
-    elif limit := fields.integer("max_new_tokens", 1, _MAX_WINDOW_TOKENS):
-        changes["max_new_tokens"] = limit
-    if tokens := fields.integers("suppress_tokens", -1, _MAX_TOKEN_ID, max_count=_MAX_SUPPRESSED):
-        changes["suppress_tokens"] = tokens
-    options = replace(options, **changes)
-    if options.beam_size * options.patience < 1:
-        raise fields.invalid("patience", "is too small: times beam_size it must be at least 1")
-    return options
-
-
-_THRESHOLDS = {
-    "compression_ratio_threshold": (0, 1000),
-    "log_prob_threshold": (-1000, 0),
-    "no_speech_threshold": (0, 1),
-}
-
-
-def _temperatures(fields: Fields) -> tuple[float, ...] | None:
-    """OpenAI's `temperature`, where 0 is the whole ladder, or the ladder itself in `temperatures[]`."""
-    ladder = fields.numbers("temperatures", 0, 5, max_count=_MAX_TEMPERATURES)
-    temperature = fields.number("temperature", 0, 1)
-    if ladder:
-        return ladder
-    return (temperature,) if temperature else None
 
 
 def _long_form_options(
@@ -361,41 +305,8 @@ def _clips(fields: Fields) -> tuple[tuple[float, float | None], ...]:
 
 def _vad(fields: Fields, defaults: RequestDefaults) -> VadOptions | None:
     wanted = fields.flag("vad_filter")
-    options = _vad_options(fields)
+    options = vad_options(fields)
     return options if (defaults.transcription.vad_filter if wanted is None else wanted) else None
-
-
-def _vad_options(fields: Fields) -> VadOptions:
-    group = fields.group("vad_parameters")
-    if group is None:
-        return VadOptions()
-    unknown = group.keys() - set(_VAD_READERS)
-    if unknown:
-        raise fields.unsupported("vad_parameters", min(unknown), sorted(_VAD_READERS))
-    given = {name: read(group, name) for name, read in _VAD_READERS.items()}
-    return replace(VadOptions(), **{name: value for name, value in given.items() if value is not None})
-
-
-def _milliseconds(fields: Fields, name: str) -> int | None:
-    return fields.integer(name, 0, 600_000)
-
-
-def _probability(fields: Fields, name: str) -> float | None:
-    return fields.number(name, 0, 1)
-
-
-def _seconds(fields: Fields, name: str) -> float | None:
-    return fields.number(name, 1, 86_400)
-
-
-_VAD_READERS: dict[str, Any] = {
-    "threshold": _probability,
-    "neg_threshold": _probability,
-    "min_speech_duration_ms": _milliseconds,
-    "max_speech_duration_s": _seconds,
-    "min_silence_duration_ms": _milliseconds,
-    "speech_pad_ms": _milliseconds,
-}
 
 
 def _or(value: float | None, default: float) -> float:
