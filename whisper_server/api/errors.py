@@ -117,9 +117,9 @@ async def _on_named(_: Request, error: Exception) -> Response:
     named = cast("errors.WhisperServerError", error)
     status = WIRE_ERRORS[type(named)].status
     level = logging.ERROR if status >= 500 else logging.INFO
-    # The cause tells the operator what the message keeps from the client.
-    cause = named.__cause__ if status >= 500 else None
-    logger.log(level, "%s: %s", type(named).__name__, named.message, exc_info=cause)
+    causes = f" ({named.causes})" if status >= 500 and named.causes else ""
+    logger.log(level, "%s: %s%s", type(named).__name__, named.message, causes)
+    logger.debug("It was raised here", exc_info=named)
     return error_response(named)
 
 

@@ -82,9 +82,7 @@ class EventStream(Response):
                 async for event in events:
                     yield _KEEP_ALIVE if event is None else f"data: {event}\n\n".encode()
         except WhisperServerError as error:
-            logger.warning(
-                "%s in a stream: %s", type(error).__name__, error.message, exc_info=error.__cause__
-            )
+            logger.warning("%s in a stream: %s (%s)", type(error).__name__, error.message, error.causes)
             yield f"data: {error_content(error)}\n\n".encode()
         except Exception:  # the boundary of one stream: the client is told, the server goes on
             logger.exception("The stream failed")

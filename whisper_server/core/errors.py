@@ -27,6 +27,10 @@
 """
 
 
+_MAX_CAUSES = 4
+_MAX_CAUSE_CHARS = 300
+
+
 class WhisperServerError(Exception):
     """A fault with a message for whoever asked.
 
@@ -39,6 +43,16 @@ class WhisperServerError(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
+
+    @property
+    def causes(self) -> str:
+        """What led to it, in one line for the log: the message keeps that from the client."""
+        parts: list[str] = []
+        cause = self.__cause__
+        while cause is not None and len(parts) < _MAX_CAUSES:
+            parts.append(" ".join(f"{type(cause).__name__}: {cause}".split())[:_MAX_CAUSE_CHARS])
+            cause = cause.__cause__ or cause.__context__
+        return " <- ".join(parts)
 
 
 class ConfigurationError(WhisperServerError):

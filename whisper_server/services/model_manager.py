@@ -22,7 +22,12 @@ from types import TracebackType
 from typing import Final, Self
 
 from whisper_server.core.engine import Capabilities, Engine
-from whisper_server.core.errors import ConfigurationError, ModelUnavailableError, ServerBusyError
+from whisper_server.core.errors import (
+    ConfigurationError,
+    ModelUnavailableError,
+    ServerBusyError,
+    WhisperServerError,
+)
 from whisper_server.services.model_catalog import ModelReference
 
 _logger = logging.getLogger("whisper_server.models")
@@ -277,8 +282,7 @@ class ModelManager:
             await self._load_engine(slot)
         except Exception as error:  # a boundary: it is raised to each one who waits
             slot.error = error
-            if not isinstance(error, ServerBusyError):
-                _logger.error("Model %s: the load failed", slot.reference.id, exc_info=error)
+            _log_failure(slot.reference, error)
             self._forget(slot)
         else:
             self._settle(slot)
@@ -394,6 +398,15 @@ class ModelManager:
         while True:
             await asyncio.sleep(max(0.05, min(self._idle_ttl_s / 4, 30.0)))
             await self.reap_idle()
+
+
+def _log_failure(reference: ModelReference, error: Exception) -> None:
+    if isinstance(error, ServerBusyError):
+        return  # nothing was tried
+    if isinstance(error, WhisperServerError):
+        _logger.error("Model %s: the load failed: %s (%s)", reference.id, error.message, error.causes)
+    else:
+        _logger.error("Model %s: the load failed", reference.id, exc_info=error)
 
 
 def _return_memory(slot: _Slot) -> None:
