@@ -3,10 +3,10 @@
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from html import unescape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -200,27 +200,10 @@ def test_pieces_come_before_the_segments_have_ended_and_are_numbered_on() -> Non
 
 
 def test_the_header_of_vtt_comes_before_any_segment_is_there() -> None:
-    def silence() -> Any:
-        pytest.fail("asked for a segment first")
-        yield segment("never")
-
-    assert next(vtt_cues(silence())) == "WEBVTT\n\n"
-
-
-@given(st.data())
-@settings(derandomize=True, deadline=None)
-def test_a_file_written_in_pieces_is_the_same_file(data: st.DataObject) -> None:
-    segments = data.draw(TRANSCRIPTS)
-    options = data.draw(OPTIONS)
-    cut = data.draw(st.integers(0, len(segments)))
-    for layout, whole, generator in (
-        (SubtitleFormat.SRT, srt(segments, options), srt_cues(segments, options)),
-        (SubtitleFormat.VTT, vtt(segments, options), vtt_cues(segments, options)),
-    ):
-        writer = SubtitleWriter(layout, options)
-        assert writer.write(segments[:cut]) + writer.write(segments[cut:]) + writer.finish() == whole
-        assert writer.finish() == ""
-        assert "".join(generator) == whole
+    segments = iter([segment("later", 0, 1)])
+    pieces = vtt_cues(segments)
+    assert next(pieces) == "WEBVTT\n\n"
+    assert next(segments).text == "later"
 
 
 # --- Breaking ----------------------------------------------------------------------------------------------
@@ -270,9 +253,9 @@ GOLDEN: list[tuple[str, tuple[int | None, int | None, int | None], str, list[tup
     ),
     (
         "words are counted",
-        (None, 1, 3),
+        (None, 1, 4),
         " Maria sold seven apples and four books yesterday.",
-        [("Maria sold",), ("seven apples",), ("and four books",), ("yesterday.",)],
+        [("Maria sold seven apples",), ("and four books yesterday.",)],
     ),
     ("a word at a time", (None, 1, 1), " Open the door.", [("Open",), ("the",), ("door.",)]),
     ("only a count of lines never breaks", (None, 1, None), " a b c" * 40, [(("a b c " * 40).strip(),)]),
@@ -283,10 +266,64 @@ GOLDEN: list[tuple[str, tuple[int | None, int | None, int | None], str, list[tup
         [("Maria sold seven old", "apples yesterday.")],
     ),
     (
+        "nor alone after a clause",
+        (30, 2, None),
+        " Maria sold seven old apples, yesterday.",
+        [("Maria sold seven old", "apples, yesterday.")],
+    ),
+    (
         "abbreviations, initials and ordinals end no sentence",
         (24, 2, None),
         " Am 3. Mai kam Dr. Meier mit J. Schmidt. Wir gingen.",
         [("Am 3. Mai kam Dr. Meier", "mit J. Schmidt."), ("Wir gingen.",)],
+    ),
+    (
+        "nor does a point within a sentence",
+        (16, 2, None),
+        " She bought fish etc. for the family dinner.",
+        [("She bought fish",), ("etc. for the", "family dinner.")],
+    ),
+    (
+        "an initial stays with the name",
+        (16, 1, None),
+        " They asked J. Smith about Peter K. Jones yesterday.",
+        [("They asked",), ("J. Smith about",), ("Peter K. Jones",), ("yesterday.",)],
+    ),
+    (
+        "an ordinal stays with what it counts",
+        (14, 1, None),
+        " Der 3. Mai war schön.",
+        [("Der 3. Mai",), ("war schön.",)],
+    ),
+    (
+        "a sentence may end in a quote",
+        (12, 1, None),
+        " He said “Stop.” Then we left the house quickly.",
+        [("He said",), ("“Stop.”",), ("Then we left",), ("the house",), ("quickly.",)],
+    ),
+    (
+        "so may a clause",
+        (18, 2, None),
+        " He said “maybe, perhaps,” then we left the house quickly.",
+        [("He said", "“maybe, perhaps,”"), ("then we left", "the house quickly.")],
+    ),
+    (
+        "sentences count more than clauses",
+        (14, 1, None),
+        " First, we eat. Then, we sleep well.",
+        [("First, we eat.",), ("Then,",), ("we sleep well.",)],
+    ),
+    (
+        "no line ends with a function word if there is a better way",
+        (12, 1, None),
+        " We spoke about the price of a ticket to the museum in Vienna.",
+        [("We spoke",), ("about",), ("the price of",), ("a ticket to",), ("the museum",), ("in Vienna.",)],
+    ),
+    (
+        "a cue has as many lines as allowed",
+        (10, 3, None),
+        " one two three four five six",
+        [("one two", "three four", "five six")],
     ),
     (
         "marks that stand apart stay with their word",
@@ -296,9 +333,9 @@ GOLDEN: list[tuple[str, tuple[int | None, int | None, int | None], str, list[tup
     ),
     (
         "spaces that forbid a break are kept",
-        (13, 1, None),
+        (8, 1, None),
         " Il a 20\u00a0000 euros.",
-        [("Il a",), ("20\u00a0000 euros.",)],
+        [("Il a",), ("20\u00a0000",), ("euros.",)],
     ),
     (
         "a word longer than a line is cut evenly",
@@ -312,7 +349,15 @@ GOLDEN: list[tuple[str, tuple[int | None, int | None, int | None], str, list[tup
         "20\u00a0000",
         [("20",), ("000",)],
     ),
+    ("marks that stand apart part before words are cut", (5, 1, None), "« aaaaa", [("«",), ("aaaaa",)]),
     ("what a reader takes for one character is not cut", (1, 1, None), "e\u0301e\u0301", [("e\u0301",)] * 2),
+    (
+        "nor Korean letters in parts",
+        (2, 1, None),
+        normalize("NFD", "한국"),
+        [(normalize("NFD", c),) for c in "한국"],
+    ),
+    ("nor Indian conjuncts", (2, 1, None), "क्षेत्रीय", [("क्षेत्री",), ("य",)]),
     (
         "nor are joined emoji and flags",
         (2, 1, None),
@@ -336,6 +381,9 @@ GOLDEN: list[tuple[str, tuple[int | None, int | None, int | None], str, list[tup
         "ที่ทำเลย",
         [("ที่ทำ",), ("เลย",)],
     ),
+    ("Burmese ends no line within a syllable", (2, 1, None), "မြန်မာ", [("မြန်",), ("မာ",)]),
+    ("small kana stay with the one before", (6, 1, None), "ファッション", [("ファッ",), ("ション",)]),
+    ("a straight quote parts from neither side", (5, 1, None), "漢字'漢字", [("漢",), ("字'漢",), ("字",)]),
     (
         "Korean breaks at its spaces",
         (24, 2, None),
@@ -352,3 +400,245 @@ def test_text_is_broken_where_a_reader_would(
     limits: tuple[int | None, int | None, int | None], text: str, expected: list[tuple[str, ...]]
 ) -> None:
     assert blocks(text, SubtitleOptions(*limits)) == expected
+
+
+def test_timed_words_show_where_words_of_scripts_without_spaces_end() -> None:
+    options = SubtitleOptions(max_line_width=12, max_line_count=1)
+    text = "我们今天去公园散步"
+    words = [("我们", 0, 1), ("今天", 1, 2), ("去", 2, 3), ("公园", 3, 4), ("散步", 4, 5)]
+    assert blocks(text, options) == [("我们今天去",), ("公园散步",)]
+    assert [cue.lines for cue in cues([spoken(*words)], options)] == [("我们今天去",), ("公园散步",)]
+    words = [("我们", 0, 1), ("今天", 1, 2), ("去公园", 2, 3), ("散步", 3, 4)]
+    assert [cue.lines for cue in cues([spoken(*words)], options)] == [("我们今天",), ("去公园散步",)]
+
+
+# --- Times -------------------------------------------------------------------------------------------------
+
+
+def test_cues_last_from_their_first_word_to_their_last() -> None:
+    said = spoken(
+        (" Open", 1.0, 1.2), (" the", 1.2, 1.3), (" door.", 1.4, 1.9), (" Close", 2.5, 2.8), (" it.", 2.8, 3)
+    )
+    options = SubtitleOptions(max_line_width=14, max_line_count=1)
+    assert cues([said], options) == [Cue(1.0, 1.9, ("Open the door.",)), Cue(2.5, 3, ("Close it.",))]
+
+
+def test_without_words_time_is_shared_by_characters() -> None:
+    options = SubtitleOptions(max_words_per_line=1, max_line_count=1)
+    assert times([segment(" aaaa bb cc", 10, 18)], options) == [(10, 14), (14, 16), (16, 18)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [(" Open", 1.0, 1.2)],
+        [(" Shut", 1.0, 1.2), (" the", 1.2, 1.4), (" door.", 1.4, 2)],
+    ],
+)
+def test_words_that_do_not_make_up_the_text_are_not_believed(words: list[tuple[str, float, float]]) -> None:
+    said = replace(spoken(*words), text=" Open the door.", start_s=0.0, end_s=12.0)
+    options = SubtitleOptions(max_words_per_line=1, max_line_count=1)
+    assert times([said], options) == [(0, 4), (4, 7), (7, 12)]
+
+
+def test_a_pause_starts_a_new_cue_only_where_limits_and_words_are_given() -> None:
+    said = spoken((" Well", 0, 1), (" then,", 2.0, 2.5), (" go", 3.6, 4))
+    assert cues([said], TWO_LINES) == [Cue(0, 2.5, ("Well then,",)), Cue(3.6, 4, ("go",))]
+    assert cues([said]) == [Cue(0, 4, ("Well then, go",))]
+    assert cues([replace(said, words=())], TWO_LINES) == [Cue(0, 4, ("Well then, go",))]
+
+
+def test_overlapping_text_makes_room_for_what_is_said_next() -> None:
+    segments = [segment("a", 0, 30), segment("b", 2, 4), segment("c", 3.5, 6)]
+    assert times(segments) == [(0, 2), (2, 3.5), (3.5, 6)]
+
+
+def test_text_out_of_order_waits_for_the_text_before_it() -> None:
+    segments = [segment("a", 10, 12), segment("b", 3, 5), segment("c", 12.05, 14), segment("d", 20, 21)]
+    assert times(segments) == [(10, 12), (12, 12.1), (12.1, 14), (20, 21)]
+
+
+def test_text_without_length_is_shown_for_a_moment() -> None:
+    segments = [segment("a", 3, 3), segment("b", 3, 3), segment("c", 3, 5), segment("d", 8, 7)]
+    assert times(segments) == [(3, 3.1), (3.1, 3.2), (3.2, 5), (8, 8.1)]
+
+
+def test_time_does_not_begin_before_the_recording() -> None:
+    assert times([segment("a", -1, 2)]) == [(0, 2)]
+
+
+# --- Whatever a model may write ----------------------------------------------------------------------------
+
+_ALPHABET = st.one_of(
+    st.sampled_from("abcdeE .,;:?!–…-<>&\"'()«»\n\r\t\u00a0\u2028\u200d"),
+    st.sampled_from("東京をっー。、「」ที่ทำเ안녕مرح،ш\u0301\u094d👩🏽🇩🇪\ufe0f１"),
+    st.characters(exclude_categories=["Cs"]),
+)
+_WORD_LIKE = st.text(_ALPHABET, max_size=12)
+_TEXT = st.lists(
+    _WORD_LIKE | st.sampled_from(["-->", "&amp;", "1\n2", "Dr.", "the", "und", "Ja."]), max_size=20
+)
+_TIME_S = (
+    st.floats(-1, 4e5)
+    | st.floats(0, 30).map(lambda time_s: round(time_s, 2))
+    | st.sampled_from([0.0, 59.9996])
+)
+LIMIT = st.none() | st.integers(1, 45)
+OPTIONS = st.builds(SubtitleOptions, LIMIT, st.none() | st.integers(1, 4), st.none() | st.integers(1, 9))
+
+
+@st.composite
+def drawn_segments(draw: st.DrawFn) -> Segment:
+    """A segment with any text and times; with words of any times, or some of them, or none."""
+    parts = draw(_TEXT)
+    drawn = segment(draw(st.sampled_from([" ", ""])).join(parts), draw(_TIME_S), draw(_TIME_S))
+    if draw(st.booleans()):
+        words = tuple(Word(part, draw(_TIME_S), draw(_TIME_S), 0.5) for part in parts)
+        drawn = replace(drawn, words=words[draw(st.sampled_from([0, 0, 0, 1])) :])
+    return drawn
+
+
+TRANSCRIPTS = st.lists(drawn_segments(), max_size=5)
+
+
+@given(TRANSCRIPTS, OPTIONS)
+@settings(derandomize=True, deadline=None, max_examples=300)
+def test_no_text_is_lost_or_invented(segments: list[Segment], options: SubtitleOptions) -> None:
+    said = solid("".join(s.text for s in segments))
+    shown = cues(segments, options)
+    assert solid("".join(line for cue in shown for line in cue.lines)) == said
+    for cue in shown:
+        assert cue.lines
+        for line in cue.lines:
+            assert line == line.strip() != ""
+            assert line.splitlines() == [line]
+    assert solid("".join(text for *_, text in parse_srt(srt(segments, options)))) == said
+    assert solid("".join(text for *_, text in parse_vtt(vtt(segments, options)))) == said
+
+
+@given(TRANSCRIPTS, OPTIONS)
+@settings(derandomize=True, deadline=None, max_examples=300)
+def test_cues_have_length_and_never_overlap(segments: list[Segment], options: SubtitleOptions) -> None:
+    shown = cues(segments, options)
+    assert all(cue.start_s >= 0 for cue in shown)
+    assert all(cue.end_s - cue.start_s >= MIN_CUE_S - 1e-6 for cue in shown)
+    assert all(cue.end_s <= following.start_s for cue, following in pairwise(shown))
+    for parsed in (parse_srt(srt(segments, options)), parse_vtt(vtt(segments, options))):
+        assert [(start, end) for start, end, _ in parsed] == [
+            (round(cue.start_s * 1000), round(cue.end_s * 1000)) for cue in shown
+        ]
+        assert all(start < end for start, end, _ in parsed)
+        assert all(end <= start for (_, end, _), (start, _, _) in pairwise(parsed))
+
+
+@given(st.lists(st.text("abcdefg.,!?", min_size=1, max_size=9), min_size=1, max_size=40), OPTIONS)
+@settings(derandomize=True, deadline=None, max_examples=300)
+def test_limits_hold_and_words_stay_whole(words: list[str], options: SubtitleOptions) -> None:
+    width = options.max_line_width
+    lines = [cue.lines for cue in cues([segment(" ".join(words))], options)]
+    for line in (line for cue in lines for line in cue):
+        assert width is None or len(line) <= width
+        # A mark that stands apart counts with its word.
+        spoken_words = [word for word in line.split() if word.strip(".,!?")]
+        assert options.max_words_per_line is None or len(spoken_words) <= options.max_words_per_line
+    assert options.max_line_count is None or all(len(cue) <= options.max_line_count for cue in lines)
+    if width is None or all(len(word) <= width for word in words):
+        assert " ".join(line for cue in lines for line in cue).split() == words
+
+
+@given(st.text("東京都。、っー「」", min_size=1, max_size=60), st.integers(8, 40))
+@settings(derandomize=True, deadline=None)
+def test_wide_characters_take_two_columns(text: str, width: int) -> None:
+    options = SubtitleOptions(max_line_width=width, max_line_count=2)
+    lines = [line for cue in cues([segment(text)], options) for line in cue.lines]
+    assert all(2 * len(line) <= width for line in lines)
+    assert "".join(lines) == text
+
+
+@given(st.data())
+@settings(derandomize=True, deadline=None)
+def test_a_file_written_in_pieces_is_the_same_file(data: st.DataObject) -> None:
+    segments = data.draw(TRANSCRIPTS)
+    options = data.draw(OPTIONS)
+    cut = data.draw(st.integers(0, len(segments)))
+    for layout, whole, generator in (
+        (SubtitleFormat.SRT, srt(segments, options), srt_cues(segments, options)),
+        (SubtitleFormat.VTT, vtt(segments, options), vtt_cues(segments, options)),
+    ):
+        writer = SubtitleWriter(layout, options)
+        assert writer.write(segments[:cut]) + writer.write(segments[cut:]) + writer.finish() == whole
+        assert writer.finish() == ""
+        assert "".join(generator) == whole
+
+
+# --- Real transcripts --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def transcripts(demo_model_path: Path, sample_recordings: list[dict[str, Any]]) -> list[list[Segment]]:
+    """What the demo model makes of some samples, with timed words."""
+    engine = faster_whisper.load(
+        demo_model_path, ComputeChoice("faster-whisper", "cpu", "float32", cpu_threads=1, workers=1)
+    )
+    result = []
+    for sample in sample_recordings[:4]:
+        audio = decode_audio(str(sample["path"]))
+        recording = Recording(np.round(audio * 32767).astype(np.int16))
+        options = LongFormOptions(language=sample["language"], timestamps=Timestamps.WORD)
+        steps = sequential(recording, options)
+        step = next(steps)
+        segments = [*step.segments]
+        while step.windows:
+            step = steps.send(engine.decode(step.windows))
+            segments += step.segments
+        result.append(segments)
+    engine.close()
+    return result
+
+
+@pytest.mark.parametrize("options", [NONE, TWO_LINES, SubtitleOptions(20, 1), SubtitleOptions(None, 1, 3)])
+def test_transcripts_of_the_demo_model_read_back(
+    transcripts: list[list[Segment]], options: SubtitleOptions
+) -> None:
+    for segments in transcripts:
+        assert any(s.words for s in segments)
+        text = "".join(s.text for s in segments)
+        parsed = parse_srt(srt(segments, options))
+        assert " ".join(line for *_, text in parsed for line in text.split("\n")).split() == text.split()
+        assert parse_vtt(vtt(segments, options)) == parsed
+        assert all(end <= start for (_, end, _), (start, _, _) in pairwise(parsed))
+
+
+def test_cues_of_the_demo_model_start_with_a_word_and_end_with_one(transcripts: list[list[Segment]]) -> None:
+    exact = 0
+    for segments in transcripts:
+        words = iter([word for s in segments for word in s.words])
+        previous_end_s = 0.0
+        for cue in cues(segments, SubtitleOptions(max_line_width=20, max_line_count=1)):
+            own = [next(words)]
+            while len("".join(word.text for word in own).strip()) < len(cue.lines[0]):
+                own.append(next(words))
+            assert "".join(word.text for word in own).strip() == cue.lines[0]
+            # Words without length, which this model writes too, get some.
+            start_s = max(own[0].start_s, previous_end_s)
+            previous_end_s = max(own[-1].end_s, start_s + MIN_CUE_S)
+            assert (cue.start_s, cue.end_s) == (start_s, previous_end_s)
+            exact += (cue.start_s, cue.end_s) == (own[0].start_s, own[-1].end_s)
+        assert next(words, None) is None
+    assert exact > 20
+
+
+# --- The docs ----------------------------------------------------------------------------------------------
+
+
+def test_the_example_of_the_docs_is_true() -> None:
+    page = (DOCS / "subtitles.md").read_text(encoding="utf-8")
+    transcript, files = (re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("tsv", "text"))
+    rows = [line.split("\t") for line in transcript[0].splitlines()[1:]]
+    segments = [segment(text, int(start) / 1000, int(end) / 1000) for start, end, text in rows]
+    assert len(segments) == 2
+    assert tsv(segments) == transcript[0]
+    options = SubtitleOptions(max_line_width=32, max_line_count=2)
+    assert [srt(segments, options).rstrip("\n"), vtt(segments).rstrip("\n")] == [
+        f.rstrip("\n") for f in files
+    ]

@@ -219,7 +219,7 @@ OWN_FIELDS = [
             "repetition_penalty": ("0", "-1"),
             "no_repeat_ngram_size": ("-1", "449"),
             "temperatures[]": ("-1", "nan", "6", "0,0,0,0,0,0,0,0,0,0,0"),
-            "suppress_tokens[]": ("abc", "1.5", "-2", "99999999"),
+            "suppress_tokens[]": ("abc", "1.5", "-2", "51864", "99999999"),
             "max_initial_timestamp": ("-1", "31"),
             "max_new_tokens": ("0", "449", "-1", "many"),
             "compression_ratio_threshold": ("-1", "nan"),

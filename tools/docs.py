@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TypeAlias
 
+from tools.api_docs import api_page
 from tools.error_docs import errors_page
 from whisper_server.config import (
     DecodeProfile,
@@ -112,6 +113,7 @@ def settings_page() -> str:
 GENERATED_DOCS: tuple[GeneratedDoc, ...] = (
     (Path("docs/settings.md"), settings_page),
     (Path("docs/errors.md"), errors_page),
+    (Path("docs/api.md"), api_page),
 )
 """Every generated file; add a pair here and `make docs` and `make check` know of it."""
 

@@ -12,8 +12,8 @@ from anyio import to_thread
 from fastapi import FastAPI
 
 import whisper_server.demo
-from whisper_server import __version__
 from whisper_server.api import middleware
+from whisper_server.api.documentation.app import DescribedApp
 from whisper_server.api.openai import chat, languages, models, transcriptions
 from whisper_server.api.operations import debug, health
 from whisper_server.api.services import Services
@@ -76,9 +76,8 @@ def create_app(
         async with _running(plan) as services:
             yield {"services": services}
 
-    app = FastAPI(
-        title="whisper_server",
-        version=__version__,
+    app = DescribedApp(
+        settings.security,
         lifespan=lifespan,
         redirect_slashes=False,  # the middleware puts paths right; a redirect loses the body
     )
@@ -187,7 +186,7 @@ async def _preload(manager: ModelManager, references: list[ModelReference]) -> N
         await manager.preload(references)
     except WhisperServerError as error:
         # The server serves its other models; the next request for this one tries again.
-        logger.error("Preloading failed: %s", error.message, exc_info=error.__cause__)
+        logger.error("Preloading failed: %s (%s)", error.message, error.causes)
 
 
 def _new_voice_detector() -> VoiceDetector:

@@ -38,7 +38,8 @@ _ZERO_WIDTH_CATEGORIES = frozenset({"Mn", "Me", "Cf"})
 _ZERO_WIDTH_JOINER = "\u200d"
 _EMOJI_STYLE = "\ufe0f"
 _VIRAMA_CLASS = 9
-_FINAL_VIRAMAS = frozenset("\u0e3a\u0eba\u103a")
+_BURMESE_FINAL = "\u103a"
+_FINAL_VIRAMAS = frozenset({"\u0e3a", "\u0eba", _BURMESE_FINAL})
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
 _HANGUL_VOWELS_AND_FINALS = range(0x1160, 0x1200)
 _REGIONAL_INDICATORS = range(0x1F1E6, 0x1F200)
@@ -283,7 +284,7 @@ def _parts(token: str) -> list[str]:
         return [token]
     parts: list[str] = []
     for cluster in _clusters(token):
-        if parts and not _may_part(parts[-1][-1], cluster[0]):
+        if parts and (_BURMESE_FINAL in cluster or not _may_part(parts[-1][-1], cluster[0])):
             parts[-1] += cluster
         else:
             parts.append(cluster)
@@ -299,25 +300,31 @@ def _may_part(left: str, right: str) -> bool:
 
 
 def _cut(part: str, columns: int | None) -> Iterator[tuple[str, _Before | None]]:
-    """The part, or where it is wider than a line, chunks of even width; with what is between them."""
-    width = _width(part)
-    if columns is None or width <= columns:
+    """The part; where it is wider than a line, its words, and those in chunks of even width if need be."""
+    if columns is None or _width(part) <= columns:
         yield part, None
         return
-    even = math.ceil(width / math.ceil(width / columns))
-    chunk, used, before = "", 0, None
-    for cluster in _clusters(part):
-        cluster_width = _width(cluster)
-        is_space = cluster.isspace()
-        if chunk and (is_space or used + cluster_width > even):
+    before: _Before | None = None
+    for word in part.split():
+        for chunk in _chunks(word, columns):
             yield chunk, before
-            chunk, used, before = "", 0, _Before.FORCED
-        if is_space:
-            before = _Before.SPACE
-        else:
-            chunk += cluster
-            used += cluster_width
-    yield chunk, before
+            before = _Before.FORCED
+        before = _Before.SPACE
+
+
+def _chunks(word: str, columns: int) -> list[str]:
+    width = _width(word)
+    even = math.ceil(width / math.ceil(width / columns)) if width else columns
+    chunks = [""]
+    used = 0
+    for cluster in _clusters(word):
+        cluster_width = _cluster_width(cluster)
+        if chunks[-1] and used + cluster_width > even:
+            chunks.append("")
+            used = 0
+        chunks[-1] += cluster
+        used += cluster_width
+    return chunks
 
 
 def _clusters(text: str) -> list[str]:
@@ -365,7 +372,7 @@ def _break_cost(left: str, right: str, before: _Before, is_word_start: bool) -> 
         return _AT_CLAUSE
     if before is _Before.CHARACTER:
         return _AT_SPACE if is_word_start else _AMONG_CHARACTERS
-    if _bare(left) in _FUNCTION_WORDS:
+    if _bare(left) in _FUNCTION_WORDS or _is_abbreviated(left):
         return _AFTER_FUNCTION_WORD
     return _BEFORE_FUNCTION_WORD if _bare(right) in _FUNCTION_WORDS else _AT_SPACE
 
@@ -376,12 +383,15 @@ def _ends_sentence(left: str, right: str) -> bool:
         return False
     if core[-1] not in ".…":
         return True
-    if right.lstrip(_MARKS + "\"'")[:1].islower():
-        return False
-    word = _bare(core)
-    is_initial = len(word) == 1 and word.isalpha()
-    is_ordinal = len(word) <= 2 and word.isdigit()
-    return not (is_initial or is_ordinal or word in _ABBREVIATIONS)
+    return not (right.lstrip(_MARKS + "\"'")[:1].islower() or _is_abbreviated(core))
+
+
+def _is_abbreviated(word: str) -> bool:
+    """Whether a point belongs to the word, as in `Dr.`, `J.` and the German ordinal `3.`."""
+    bare = _bare(word)
+    is_initial = len(bare) == 1 and bare.isalpha()
+    is_ordinal = len(bare) <= 2 and bare.isdigit()
+    return word.endswith(".") and (is_initial or is_ordinal or bare in _ABBREVIATIONS)
 
 
 def _bare(word: str) -> str:

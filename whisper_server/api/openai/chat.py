@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from whisper_server.api.disconnect import until_disconnect
+from whisper_server.api.documentation import operations
 from whisper_server.api.openai.chat_request import ChatRequest, parse_chat_request
 from whisper_server.api.openai.fields import Fields
 from whisper_server.api.openai.json_body import read_object
@@ -34,7 +35,7 @@ _SEPARATOR = "\n\n"
 _DONE = "[DONE]"
 
 
-@router.post("/chat/completions", response_class=Response)
+@router.post("/chat/completions", response_class=Response, **operations.CHAT_COMPLETION)
 async def create_chat_completion(request: Request, services: ServicesDep) -> Response:
     """Answer the audio of a chat with its transcript."""
     started_s = time.perf_counter()

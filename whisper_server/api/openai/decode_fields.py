@@ -14,7 +14,10 @@ from whisper_server.core.voice_activity import VadOptions
 
 _MAX_TEMPERATURES = 10
 _MAX_SUPPRESSED = 1000
-_MAX_TOKEN_ID = 1 << 20
+
+_MAX_TOKEN_ID = 51_863
+"""The last token that every Whisper has: CTranslate2 writes outside its memory for one the model lacks."""
+
 _MAX_WINDOW_TOKENS = 448
 _MAX_BEAMS = 100
 MAX_SILENCE_MS = 600_000

@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from whisper_server.api.disconnect import until_disconnect
+from whisper_server.api.documentation import operations
 from whisper_server.api.openai.fields import Fields
 from whisper_server.api.openai.json_body import read_body
 from whisper_server.api.openai.parsing import decode_file, max_file_bytes, parse_fields
@@ -36,7 +37,7 @@ class LanguageRanking(BaseModel):
     usage: DurationUsage
 
 
-@router.post("/audio/languages")
+@router.post("/audio/languages", **operations.LANGUAGES)
 async def detect_language(request: Request, services: ServicesDep) -> LanguageRanking:
     """Tell the language of the first 30 seconds of speech in an uploaded recording."""
     with (

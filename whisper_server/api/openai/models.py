@@ -4,6 +4,7 @@ from anyio import to_thread
 from fastapi import APIRouter
 from pydantic import BaseModel
 
+from whisper_server.api.documentation import operations
 from whisper_server.api.openai.fields import shown
 from whisper_server.api.services import ServicesDep
 from whisper_server.core.errors import ModelNotFoundError
@@ -36,14 +37,14 @@ class DeletedModel(BaseModel):
     deleted: bool = True
 
 
-@router.get("/models")
+@router.get("/models", **operations.LIST_MODELS)
 async def list_models(services: ServicesDep) -> ModelList:
     """List the models by every name they have."""
     entries = services.catalog.entries()
     return ModelList(data=[Model(id=entry.id, owned_by=entry.owned_by) for entry in entries])
 
 
-@router.get("/models/{name:path}")
+@router.get("/models/{name:path}", **operations.RETRIEVE_MODEL)
 async def retrieve_model(name: str, services: ServicesDep) -> Model:
     """Show one model, also one that is not listed but could be had from the hub."""
     reference = await to_thread.run_sync(services.catalog.resolve, name)
@@ -53,7 +54,7 @@ async def retrieve_model(name: str, services: ServicesDep) -> Model:
     return Model(id=name, owned_by=reference.repo_id.split("/")[0] if reference.repo_id else "local")
 
 
-@router.delete("/models/{name:path}")
+@router.delete("/models/{name:path}", **operations.DELETE_MODEL)
 async def delete_model(name: str, services: ServicesDep) -> DeletedModel:
     """Unload a model. Its files stay; the next request loads it again. One in use goes when it is free."""
     reference = await to_thread.run_sync(services.catalog.resolve, name)

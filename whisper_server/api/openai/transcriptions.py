@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from whisper_server.api.disconnect import until_disconnect
+from whisper_server.api.documentation import operations
 from whisper_server.api.openai.events import text_events
 from whisper_server.api.openai.fields import Fields
 from whisper_server.api.openai.json_body import audio_json_response, read_body
@@ -24,13 +25,13 @@ from whisper_server.services.transcription import Transcription
 router = APIRouter()
 
 
-@router.post("/audio/transcriptions", response_class=Response)
+@router.post("/audio/transcriptions", response_class=Response, **operations.TRANSCRIPTION)
 async def create_transcription(request: Request, services: ServicesDep) -> Response:
     """Write down what is said in an uploaded recording."""
     return await _answer(request, services, Task(services.settings.model.task))
 
 
-@router.post("/audio/translations", response_class=Response)
+@router.post("/audio/translations", response_class=Response, **operations.TRANSLATION)
 async def create_translation(request: Request, services: ServicesDep) -> Response:
     """Write down in English what is said in an uploaded recording."""
     return await _answer(request, services, Task.TRANSLATE)

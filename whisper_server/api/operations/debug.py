@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from whisper_server.api.disconnect import until_disconnect
+from whisper_server.api.documentation import operations
 from whisper_server.api.openai.json_body import read_body
 from whisper_server.api.openai.parsing import max_file_bytes
 from whisper_server.api.services import ServicesDep
@@ -38,7 +39,7 @@ class AudioInfo(BaseModel):
     rms_dbfs: float | None
 
 
-@router.post("/debug/audio-info")
+@router.post("/debug/audio-info", **operations.AUDIO_INFO)
 async def audio_info(request: Request, services: ServicesDep) -> AudioInfo:
     """Describe the audio of an uploaded recording without transcribing it."""
     with (

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from whisper_server import __version__
+from whisper_server.api.documentation import operations
 from whisper_server.api.services import ServicesDep
 
 router = APIRouter()
@@ -30,7 +31,7 @@ class Health(BaseModel):
     requests_inside: int
 
 
-@router.get("/health")
+@router.get("/health", **operations.HEALTH)
 async def health(services: ServicesDep) -> Health:
     """Report that the server answers."""
     return Health(
