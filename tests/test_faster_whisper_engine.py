@@ -111,6 +111,50 @@ def test_a_prompt_that_leaves_no_room_is_refused(engine: Engine) -> None:
     assert caught.value.code == "context_length_exceeded"
 
 
+def test_a_token_id_beyond_the_vocabulary_is_refused(engine: Engine) -> None:
+    """CTranslate2 would write outside its memory and kill the process."""
+    window = Window(np.zeros(16_000, dtype=np.float32), options=replace(GREEDY, suppress_tokens=(10**6,)))
+    with pytest.raises(InvalidRequestError) as caught:
+        engine.decode([window])
+    assert caught.value.param == "suppress_tokens"
+
+
+@pytest.mark.parametrize("frames", [0, 1, 2, 5])
+def test_words_of_a_few_frames_do_not_fail(
+    engine: Engine, demo_test_set: list[dict[str, Any]], frames: int
+) -> None:
+    audio = decode_audio(str(demo_test_set[1]["path"]))[8_000 : 8_000 + 160 * frames]
+    open_to_anything = replace(GREEDY, no_speech_threshold=None, log_prob_threshold=None)
+    window = Window(audio, language="en", timestamps=Timestamps.WORD, options=open_to_anything)
+    (decoded,) = engine.decode([window])
+    assert all(word.start_s <= word.end_s for word in decoded.alignment)
+
+
+def test_long_hotwords_and_a_long_prompt_leave_room_for_text(
+    engine: Engine, demo_test_set: list[dict[str, Any]]
+) -> None:
+    clip = demo_test_set[1]
+    window = Window(
+        decode_audio(str(clip["path"])),
+        language="en",
+        prompt="Open the door of the kitchen. " * 60,
+        options=replace(GREEDY, hotwords="kitchen lamp " * 300),
+    )
+    (decoded,) = engine.decode([window])
+    assert decoded.segments
+
+
+def test_control_tokens_in_a_prompt_are_only_left_out(
+    engine: Engine, demo_test_set: list[dict[str, Any]]
+) -> None:
+    window = Window(decode_audio(str(demo_test_set[1]["path"])), language="en", options=GREEDY)
+    texts = [
+        "".join(s.text for s in engine.decode([replace(window, prompt=prompt)])[0].segments)
+        for prompt in ("Open the door.", "<|endoftext|>Open the <|translate|>door.<|nospeech|>")
+    ]
+    assert texts[0] == texts[1] != ""
+
+
 def test_capabilities_tell_what_was_loaded(engine: Engine, demo_model_path: Path) -> None:
     can = engine.capabilities
     assert (can.engine, can.device, can.compute_type) == ("faster-whisper", "cpu", "float32")

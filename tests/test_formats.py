@@ -332,6 +332,12 @@ GOLDEN: list[tuple[str, tuple[int | None, int | None, int | None], str, list[tup
         [("Comment ça va ?",), ("« Très bien »",)],
     ),
     (
+        "an opening mark too",
+        (12, 1, None),
+        " Il dit « très bien »",
+        [("Il dit",), ("« très",), ("bien »",)],
+    ),
+    (
         "spaces that forbid a break are kept",
         (8, 1, None),
         " Il a 20\u00a0000 euros.",
@@ -344,10 +350,16 @@ GOLDEN: list[tuple[str, tuple[int | None, int | None, int | None], str, list[tup
         [("Donaudampfschif", "ffahrtsgesellsc"), ("haftskapitän!",)],
     ),
     (
+        "and the parts stay in one cue",
+        (6, 2, None),
+        "aaa bbbbbbbbbbbb",
+        [("aaa",), ("bbbbbb", "bbbbbb")],
+    ),
+    (
         "a space that forbids a break gives way in a line too short",
         (4, 1, None),
-        "20\u00a0000",
-        [("20",), ("000",)],
+        "1\u00a000\u00a0000",
+        [("1 00",), ("000",)],
     ),
     ("marks that stand apart part before words are cut", (5, 1, None), "« aaaaa", [("«",), ("aaaaa",)]),
     ("what a reader takes for one character is not cut", (1, 1, None), "e\u0301e\u0301", [("e\u0301",)] * 2),
@@ -381,8 +393,8 @@ GOLDEN: list[tuple[str, tuple[int | None, int | None, int | None], str, list[tup
         "ที่ทำเลย",
         [("ที่ทำ",), ("เลย",)],
     ),
-    ("Burmese ends no line within a syllable", (2, 1, None), "မြန်မာ", [("မြန်",), ("မာ",)]),
-    ("small kana stay with the one before", (6, 1, None), "ファッション", [("ファッ",), ("ション",)]),
+    ("Burmese ends no line within a syllable", (2, 1, None), "မာမြန်မာ", [("မာ",), ("မြန်",), ("မာ",)]),
+    ("small kana stay with the one before", (4, 1, None), "あかって", [("あ",), ("かっ",), ("て",)]),
     ("a straight quote parts from neither side", (5, 1, None), "漢字'漢字", [("漢",), ("字'漢",), ("字",)]),
     (
         "Korean breaks at its spaces",

@@ -6,14 +6,20 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
+import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
 
 from tests.wire import BOUNDARY, FORM_TYPE, form, part, raw_part
-from whisper_server.api.uploads import Form, read_form
-from whisper_server.core.errors import InvalidRequestError, UploadTooLargeError, WhisperServerError
+from whisper_server.api.uploads import Form, body_chunks, read_form
+from whisper_server.core.errors import (
+    InvalidRequestError,
+    UploadStalledError,
+    UploadTooLargeError,
+    WhisperServerError,
+)
 
 MIB = 1 << 20
 AUDIO = bytes(range(256)) * 40
@@ -290,3 +296,20 @@ async def test_a_client_that_leaves_leaves_no_file(
         await read([SOME_FORM[:200]], is_cut=True)
     (file,) = temporary_files
     assert file.closed
+
+
+async def test_an_upload_that_stops_is_given_up() -> None:
+    sent: list[dict[str, Any]] = [{"type": "http.request", "body": b"--", "more_body": True}]
+
+    async def receive() -> dict[str, Any]:
+        if sent:
+            return sent.pop()
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    chunks = body_chunks(
+        Request({"type": "http", "method": "POST", "headers": []}, receive), max_pause_s=0.01
+    )
+    assert await anext(chunks) == b"--"
+    with pytest.raises(UploadStalledError):
+        await anext(chunks)

@@ -58,6 +58,7 @@ WIRE_ERRORS: dict[type[errors.WhisperServerError], WireError] = {
     errors.InvalidApiKeyError: WireError(401, INVALID_REQUEST, "invalid_api_key"),
     errors.HostNotAllowedError: WireError(400, INVALID_REQUEST, "invalid_host"),
     errors.OriginNotAllowedError: WireError(403, INVALID_REQUEST, "origin_not_allowed"),
+    errors.UploadStalledError: WireError(408, INVALID_REQUEST, "upload_stalled"),
     errors.UploadTooLargeError: WireError(413, INVALID_REQUEST, "file_too_large"),
     errors.ModelNotFoundError: WireError(404, INVALID_REQUEST, "model_not_found"),
     errors.ModelUnavailableError: WireError(503, SERVER_ERROR, "model_unavailable"),

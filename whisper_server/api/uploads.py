@@ -5,17 +5,18 @@ without a filename, as the OpenAI SDK may send it, for text.
 """
 
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import BinaryIO, Self, cast
 
+import anyio
 from anyio import to_thread
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from whisper_server.core.errors import InvalidRequestError, UploadTooLargeError
+from whisper_server.core.errors import InvalidRequestError, UploadStalledError, UploadTooLargeError
 
 FILE_FIELD = "file"
 
@@ -24,6 +25,9 @@ _SPOOL_BYTES = 1 << 20
 
 _MAX_TEXT_BYTES = 1 << 20
 """All text fields of a form together."""
+
+MAX_PAUSE_S = 60.0
+"""Longest silence in the middle of an upload, seconds."""
 
 _MAX_PARTS = 200
 _MAX_FRAMING_BYTES = 256 << 10
@@ -102,9 +106,29 @@ async def read_form(request: Request, *, max_file_bytes: int) -> Form:
         raise
 
 
+async def body_chunks(request: Request, *, max_pause_s: float = MAX_PAUSE_S) -> AsyncGenerator[bytes, None]:
+    """The body as it arrives.
+
+    Raises:
+        UploadStalledError: nothing came for `max_pause_s`: the request would hold its place for ever.
+    """
+    chunks = request.stream()
+    while True:
+        try:
+            with anyio.fail_after(max_pause_s):
+                chunk = await anext(chunks, None)
+        except TimeoutError:
+            raise UploadStalledError(
+                f"The upload stopped: nothing came for {max_pause_s:g} seconds."
+            ) from None
+        if chunk is None:
+            return
+        yield chunk
+
+
 async def _bounded(request: Request, limit: int, max_file_bytes: int) -> AsyncIterator[bytes]:
     received = 0
-    async for chunk in request.stream():
+    async for chunk in body_chunks(request):
         received += len(chunk)
         if received > limit:
             raise _too_large(max_file_bytes)

@@ -104,6 +104,8 @@ def _logger_levels(settings: LoggingSettings) -> dict[str, dict[str, Any]]:
         "websockets": {"level": no_headers},
         # The server writes its own line per request; uvicorn's has the query in it.
         "uvicorn.access": {"handlers": [], "propagate": False},
+        # A malformed body is the client's fault; the server's own line names it.
+        "python_multipart": {"level": "ERROR"},
         # Each line of a download at INFO would drown the server's own.
         "httpx": {"level": "WARNING"},
         "httpx2": {"level": "WARNING"},

@@ -14,6 +14,7 @@
     ├── HostNotAllowedError
     ├── OriginNotAllowedError
     ├── UploadTooLargeError
+    ├── UploadStalledError            the client stopped sending in the middle of its request
     ├── ModelNotFoundError            no such model, here or at the hub
     ├── ModelUnavailableError         it exists but cannot be had now; trying again may help
     │   ├── ModelAccessDeniedError
@@ -25,7 +26,6 @@
 `message` is written for the client: no paths, secrets or exception texts. The cause is chained and logged.
 `api/errors.py` gives each class its HTTP status, type and code.
 """
-
 
 _MAX_CAUSES = 4
 _MAX_CAUSE_CHARS = 300
@@ -109,6 +109,10 @@ class HostNotAllowedError(WhisperServerError):
 
 class OriginNotAllowedError(WhisperServerError):
     """Pages of this origin may not use the server."""
+
+
+class UploadStalledError(WhisperServerError):
+    """The rest of the request body did not come."""
 
 
 class UploadTooLargeError(WhisperServerError):

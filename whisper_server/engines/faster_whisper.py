@@ -4,6 +4,7 @@ It decodes windows, not files: `core.longform` cuts the recording. Each window i
 encoding serves language detection, every temperature and the alignment of words.
 """
 
+import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -40,6 +41,11 @@ if TYPE_CHECKING:
     from faster_whisper.tokenizer import Tokenizer
 
 NAME = "faster-whisper"
+
+_LEAST_NEW_TOKENS = 64
+"""Room that prompts leave for the text of a window."""
+
+_CONTROL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
 
 
 def load(folder: Path, compute: ComputeChoice) -> "FasterWhisperEngine":
@@ -95,6 +101,7 @@ class FasterWhisperEngine:
         self._model = model
         self._whisper = model.model
         self._max_length: int = model.max_length
+        self._vocabulary_size: int = model.hf_tokenizer.get_vocab_size()
         self._tokenizer = cache(self._make_tokenizer)
         self._suppressed = cache(self._suppressed_tokens)
         languages = model.supported_languages
@@ -147,6 +154,13 @@ class FasterWhisperEngine:
         return [results[index] for index in range(len(windows))]
 
     def _check(self, window: Window) -> None:
+        if any(token >= self._vocabulary_size for token in window.options.suppress_tokens):
+            # CTranslate2 would write outside its memory.
+            raise InvalidRequestError(
+                f"'suppress_tokens' must be less than {self._vocabulary_size} for this model.",
+                param="suppress_tokens",
+                code="invalid_value",
+            )
         if window.language is not None and window.language not in self._capabilities.languages:
             raise UnsupportedByEngineError(
                 f"This model cannot transcribe the language '{window.language}'.",
@@ -204,25 +218,23 @@ class FasterWhisperEngine:
     def _prompt(self, window: Window, tokenizer: "Tokenizer") -> list[int]:
         """The tokens the model is started with: hotwords, earlier text, what to do, a forced beginning."""
         longest = self._max_length // 2 - 1
-        previous: list[int] = []
-        if window.prompt:
-            previous += tokenizer.encode(" " + window.prompt.strip())
-        previous += window.previous_tokens
-        hotwords = window.options.hotwords.strip() if not window.prefix else ""
-        prompt: list[int] = []
-        if previous or hotwords:
-            prompt.append(tokenizer.sot_prev)
-            if hotwords:
-                prompt += tokenizer.encode(" " + hotwords)[:longest]
-            prompt += previous[-longest:]
-        prompt += tokenizer.sot_sequence
+        start = list(tokenizer.sot_sequence)
         if not window.timestamps.has_tokens:
-            prompt.append(tokenizer.no_timestamps)
+            start.append(tokenizer.no_timestamps)
         if window.prefix:
             if window.timestamps.has_tokens:
-                prompt.append(tokenizer.timestamp_begin)
-            prompt += tokenizer.encode(" " + window.prefix.strip())[:longest]
-        return prompt
+                start.append(tokenizer.timestamp_begin)
+            start += _text_tokens(tokenizer, window.prefix)[:longest]
+        hotwords: list[int] = []
+        if window.options.hotwords and not window.prefix:
+            hotwords = _text_tokens(tokenizer, window.options.hotwords)[:longest]
+        previous = _text_tokens(tokenizer, window.prompt) + list(window.previous_tokens)
+        # The text before gives way: long hotwords or a long prefix would leave nothing to write into.
+        room = self._max_length - _LEAST_NEW_TOKENS - len(start) - len(hotwords) - 1
+        previous = previous[-min(longest, room) :] if room > 0 else []
+        if not previous and not hotwords:
+            return start
+        return [tokenizer.sot_prev, *hotwords, *previous, *start]
 
     def _decode_batch(self, rows: list[_Row], encoded: "StorageView") -> dict[int, Decoded]:
         """Decode rows that share a batch key; failed rows go on together to the next temperature."""
@@ -356,6 +368,12 @@ def _with_alignment(row: _Row, decoded: Decoded, text_tokens: list[int], result:
     has_words = row.window.timestamps.has_words
     words = tuple(aligned_words(row.tokenizer, text_tokens, result)) if has_words else ()
     return replace(decoded, segments=segments, alignment=words)
+
+
+def _text_tokens(tokenizer: "Tokenizer", text: str) -> list[int]:
+    """The tokens of a client's text. What looks like a control token is left out: it would act as one."""
+    text = _CONTROL_TOKEN.sub("", text).strip()
+    return list(tokenizer.encode(" " + text)) if text else []
 
 
 @contextmanager

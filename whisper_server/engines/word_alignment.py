@@ -29,6 +29,8 @@ def aligned_words(tokenizer: "Tokenizer", text_tokens: list[int], result: Any) -
         text_tokens: the tokens that were aligned.
         result: a `ctranslate2.models.WhisperAlignmentResult`.
     """
+    if not result.alignments:
+        return
     words, tokens = tokenizer.split_to_word_tokens([*text_tokens, tokenizer.eot])
     words, tokens = words[:-1], tokens[:-1]  # the last one is the end of text
     token_indices = np.array([pair[0] for pair in result.alignments])
@@ -37,6 +39,8 @@ def aligned_words(tokenizer: "Tokenizer", text_tokens: list[int], result: Any) -
     is_first = np.pad(np.diff(token_indices), (1, 0), constant_values=1).astype(bool)
     starts_s = encoder_steps[is_first] / _ENCODER_STEPS_PER_SECOND
     bounds = list(accumulate((len(part) for part in tokens), initial=0))
+    # In a window of a few frames the path ends before the text does.
+    starts_s = np.pad(starts_s, (0, max(0, bounds[-1] + 1 - len(starts_s))), mode="edge")
     for word, part, first, last in zip(words, tokens, bounds, bounds[1:], strict=False):
         yield AlignedWord(
             text=word,

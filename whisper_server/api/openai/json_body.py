@@ -20,7 +20,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
 from whisper_server.api.openai.fields import shown
-from whisper_server.api.uploads import Form, read_form
+from whisper_server.api.uploads import Form, body_chunks, read_form
 from whisper_server.core.errors import InvalidRequestError, UploadTooLargeError
 from whisper_server.core.validators import HEAD_BYTES, decode_base64, sniff_format
 from whisper_server.services.transcription import Transcription
@@ -227,7 +227,7 @@ async def _receive(request: Request, max_file_bytes: int) -> BinaryIO:
     pending = bytearray()
     body = cast("BinaryIO", tempfile.SpooledTemporaryFile(_SPOOL_BYTES))  # noqa: SIM115  the caller closes it
     try:
-        async for chunk in request.stream():
+        async for chunk in body_chunks(request):
             received += len(chunk)
             if received > limit:
                 raise _body_too_large(max_file_bytes)
