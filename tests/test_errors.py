@@ -18,6 +18,9 @@ from whisper_server.core import errors as core
 
 
 def tree(kind: type[core.WhisperServerError]) -> Iterator[type[core.WhisperServerError]]:
+    """The faults a server can raise; those of the command line never come over HTTP."""
+    if kind.__module__.startswith("whisper_server.cli."):
+        return
     yield kind
     for child in kind.__subclasses__():
         yield from tree(child)

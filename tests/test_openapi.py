@@ -304,7 +304,8 @@ ASKED: dict[str, Callable[[Asker], httpx.Response]] = {
     "createTranscription text": lambda ask: ask.upload(TRANSCRIPTIONS, response_format="text"),
     "createTranscription srt": lambda ask: ask.upload(TRANSCRIPTIONS, response_format="srt"),
     "createTranscription vtt": lambda ask: ask.upload(TRANSCRIPTIONS, response_format="vtt"),
-    "createTranscription stream": lambda ask: ask.upload(TRANSCRIPTIONS, stream="true"),
+    "createTranscription delta_event": lambda ask: ask.upload(TRANSCRIPTIONS, stream="true"),
+    "createTranscription done_event": lambda ask: ask.upload(TRANSCRIPTIONS, stream="true"),
     "createTranscription bad_field": lambda ask: ask.upload(TRANSCRIPTIONS, response_format="yaml"),
     "createTranscription bad_file": lambda ask: ask.send(TRANSCRIPTIONS, b"no audio"),
     "createTranslation translation": lambda ask: ask.upload("/v1/audio/translations"),
@@ -344,9 +345,15 @@ def alike(example: Any, answer: Any, key: str = "") -> None:
         assert example == answer, key
 
 
-def content_of(response: httpx.Response) -> Any:
-    kind = response.headers["content-type"].partition(";")[0]
-    return response.json() if kind == "application/json" else response.text
+def content_of(response: httpx.Response, name: str) -> Any:
+    match response.headers["content-type"].partition(";")[0]:
+        case "application/json":
+            return response.json()
+        case "text/event-stream":
+            events = [frame.removeprefix("data: ") for frame in response.text.split("\n\n") if frame]
+            return {"data": events[0] if name.endswith("delta_event") else events[-1]}
+        case _:
+            return response.text
 
 
 def examples_of(description: dict[str, Any]) -> Iterator[tuple[str, str, str, str, Any]]:
@@ -369,7 +376,7 @@ def test_the_answers_shown_are_real(
         response = get(ask)
         assert str(response.status_code) == status, name
         assert response.headers["content-type"].partition(";")[0] == media_type, name
-        alike(value, content_of(response), name)
+        alike(value, content_of(response, name), name)
 
 
 def test_every_answer_shown_is_asked_for_again(description: dict[str, Any]) -> None:

@@ -323,20 +323,13 @@ def test_batched_equals_the_batched_pipeline(
     assert [s.text for s in segments] == [s.text for s in expected if s.text.strip()]
 
 
-def test_batched_falls_back_to_temperatures_that_sample(engine: Engine, audio: dict[str, Samples]) -> None:
-    """The library's pipeline stays greedy at any temperature; here a failed window is really drawn anew."""
-    recording = spoken(audio["morning_en"], for_batches(VadOptions(), 30))
-    strict = DecodeOptions(
-        beam_size=1,
-        best_of=1,
-        temperatures=(0.0, 3.0),
-        log_prob_threshold=None,
-        compression_ratio_threshold=1.3,
-    )
+def test_batched_temperatures_really_sample(engine: Engine, audio: dict[str, Samples]) -> None:
+    """The library's pipeline stays greedy at any temperature; here each run draws anew."""
+    recording = spoken(audio["household_en"], for_batches(VadOptions(), 30))
+    hot = DecodeOptions(beam_size=1, best_of=1, temperatures=(3.0,), max_new_tokens=40)
     texts = set()
-    for _ in range(3):
-        segments, _ = drive(batched(recording, LongFormOptions(decode=strict), batch_size=8), engine)
-        assert 3.0 in {segment.temperature for segment in segments}
+    for _ in range(4):
+        segments, _ = drive(batched(recording, LongFormOptions(decode=hot), batch_size=8), engine)
         texts.add("".join(segment.text for segment in segments))
     assert len(texts) > 1
 

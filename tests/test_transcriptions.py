@@ -38,16 +38,56 @@ def test_word_error_rate_over_http_is_that_in_process(
             file=clip["path"], model="demo", response_format="verbose_json", extra_body={"beam_size": 1}
         )
 
-    with ThreadPoolExecutor(4) as pool:
+    def in_process(clip: dict[str, Any]) -> str:
+        segments, _ = model.transcribe(
+            str(clip["path"]), beam_size=1, vad_filter=True, condition_on_previous_text=False
+        )
+        return "".join(segment.text for segment in segments)
+
+    with ThreadPoolExecutor(5) as pool:
+        reference = pool.submit(lambda: [in_process(clip) for clip in demo_test_set])
         transcripts = list(pool.map(over_http, demo_test_set))
-    options = {"vad_filter": True, "condition_on_previous_text": False}
+        texts = reference.result()
     here, there = WordErrors(), WordErrors()
     right_languages = 0
-    for clip, transcript in zip(demo_test_set, transcripts, strict=True):
-        segments, _ = model.transcribe(str(clip["path"]), beam_size=1, **options)
-        here.add(clip["text"], "".join(segment.text for segment in segments))
+    for clip, text, transcript in zip(demo_test_set, texts, transcripts, strict=True):
+        here.add(clip["text"], text)
         there.add(clip["text"], transcript.text)
         right_languages += CODES.get(transcript.language) == clip["language"]
     assert there.rate <= here.rate + 0.001
     assert there.rate <= 0.04
     assert right_languages >= 0.98 * len(demo_test_set)
+
+
+@pytest.mark.parametrize("threshold", [0.1, 1.0], ids=["sure at once", "never sure"])
+def test_a_language_may_be_told_from_several_windows(
+    client: OpenAI, sample_recordings: list[dict[str, Any]], threshold: float
+) -> None:
+    long = next(sample for sample in sample_recordings if sample["seconds"] > 60)
+    transcript = client.audio.transcriptions.create(
+        file=long["path"],
+        model="demo",
+        response_format="verbose_json",
+        extra_body={
+            "language_detection_segments": 3,
+            "language_detection_threshold": threshold,
+            "clip_timestamps": "0,5",
+            "beam_size": 1,
+        },
+    )
+    assert transcript.language == "english"
+
+
+def test_the_realtime_profile_leaves_timestamps_out_of_short_text(
+    client: OpenAI, sample_recordings: list[dict[str, Any]]
+) -> None:
+    realtime = {"decode_profile": "realtime"}
+    text = client.audio.transcriptions.create(
+        file=sample_recordings[0]["path"], model="demo", extra_body=realtime
+    ).text
+    assert text == "Send a message to David on Monday."
+    timed = client.audio.transcriptions.create(
+        file=sample_recordings[1]["path"], model="demo", response_format="verbose_json", extra_body=realtime
+    )
+    assert timed.segments is not None
+    assert len(timed.segments) == 3

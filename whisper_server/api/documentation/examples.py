@@ -95,13 +95,18 @@ TRANSCRIPT_TEXTS: Examples = {
     "vtt": _example("response_format=vtt", f"WEBVTT\n\n00:00:00.110 --> 00:00:03.090\n{_TEXT}\n\n"),
 }
 
-TRANSCRIPT_STREAMS: Examples = {
-    "stream": _example(
-        "stream=true",
-        f'data: {{"type":"transcript.text.delta","delta":"{_TEXT}"}}\n\n'
-        f'data: {{"type":"transcript.text.done","text":"{_TEXT}","usage":{{"type":"tokens",'
-        '"input_tokens":184,"output_tokens":8,"total_tokens":192,'
-        '"input_token_details":{"text_tokens":0,"audio_tokens":184}}}\n\n',
+TRANSCRIPT_EVENTS: Examples = {
+    "delta_event": _example(
+        "The first event of stream=true",
+        {"data": f'{{"type":"transcript.text.delta","delta":"{_TEXT}"}}'},
+    ),
+    "done_event": _example(
+        "The last event of stream=true",
+        {
+            "data": f'{{"type":"transcript.text.done","text":"{_TEXT}","usage":{{"type":"tokens",'
+            '"input_tokens":184,"output_tokens":8,"total_tokens":192,'
+            '"input_token_details":{"text_tokens":0,"audio_tokens":184}}}'
+        },
     ),
 }
 
@@ -271,7 +276,7 @@ ALL: Examples = {
     **CHAT_BODIES,
     **TRANSCRIPT_OBJECTS,
     **TRANSCRIPT_TEXTS,
-    **TRANSCRIPT_STREAMS,
+    **TRANSCRIPT_EVENTS,
     **TRANSLATION_OBJECTS,
     **CHAT_OBJECTS,
     **LANGUAGES,

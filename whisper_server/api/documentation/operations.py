@@ -3,6 +3,7 @@
 @router.post("/audio/transcriptions", response_class=Response, **operations.TRANSCRIPTION)
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from whisper_server.api.documentation import examples
@@ -93,23 +94,33 @@ def _json(given: Examples) -> Operation:
     return {"headers": _REQUEST_ID, "content": {"application/json": {"examples": _refer(given)}}}
 
 
-def _transcript(model: Any, objects: Examples, *, has_texts: bool) -> Operation:
-    """The good answer in every format."""
-    events = {
-        "description": "Events, each `data: ` and JSON and a blank line: `TextDelta`s whose `delta`s joined "
-        "are the text, and a `TextDone` with all of it. A later fault is an `Error`. Comments fill pauses.",
+def _events(models: Sequence[str], last: str | None = None) -> Operation:
+    """The schema of each event of a stream, before OpenAPI 3.2 has a place of its own for it."""
+    data: Operation = {
         **_STRING,
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in models]},
     }
-    texts = {"examples": _refer(examples.TRANSCRIPT_TEXTS)} if has_texts else {}
-    streams = {"examples": _refer(examples.TRANSCRIPT_STREAMS)} if has_texts else {}
+    if last is not None:
+        data = {"anyOf": [{**_STRING, "enum": [last]}, data]}
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
+
+
+def _transcript(objects: Examples, texts: Examples, events: Examples) -> Operation:
+    """The good answer in every format."""
+    schema = {
+        "description": "An event: `TextDelta`s, whose `delta`s joined are the text, then a `TextDone` with "
+        "all of it. A fault in the middle is an `Error`. Comments fill pauses.",
+        **_events(["TextDelta", "TextDone", "Error"]),
+    }
     return {
-        "model": model,
+        "model": VerboseTranscript | JsonTranscript | AudioJsonTranscript,
         "description": "The transcript, as `response_format` and `stream` say.",
         "headers": _REQUEST_ID | _PROCESSING,
         "content": {
             "application/json": {"examples": _refer(objects)},
-            "text/plain": {"schema": _STRING, **texts},
-            "text/event-stream": {"schema": events, **streams},
+            "text/plain": {"schema": _STRING, "examples": _refer(texts)},
+            "text/event-stream": {"schema": schema, "examples": _refer(events)},
         },
     }
 
@@ -138,27 +149,14 @@ TRANSCRIPTION: Operation = {
     "tags": ["audio"],
     "openapi_extra": _audio_body("Transcription"),
     "responses": _on_model(examples.BAD_TRANSCRIPTIONS)
-    | {
-        200: _transcript(
-            VerboseTranscript | JsonTranscript | AudioJsonTranscript,
-            examples.TRANSCRIPT_OBJECTS,
-            has_texts=True,
-        )
-    },
+    | {200: _transcript(examples.TRANSCRIPT_OBJECTS, examples.TRANSCRIPT_TEXTS, examples.TRANSCRIPT_EVENTS)},
 }
 
 TRANSLATION: Operation = {
     "operation_id": "createTranslation",
     "tags": ["audio"],
     "openapi_extra": _audio_body("Transcription"),
-    "responses": _on_model()
-    | {
-        200: _transcript(
-            VerboseTranscript | JsonTranscript | AudioJsonTranscript,
-            examples.TRANSLATION_OBJECTS,
-            has_texts=False,
-        )
-    },
+    "responses": _on_model() | {200: _transcript(examples.TRANSLATION_OBJECTS, {}, {})},
 }
 
 LANGUAGES: Operation = {
@@ -182,10 +180,9 @@ CHAT_COMPLETION: Operation = {
                 "application/json": {"examples": _refer(examples.CHAT_OBJECTS)},
                 "text/event-stream": {
                     "schema": {
-                        "description": "Events, each `data: ` and JSON and a blank line: "
-                        "`ChatCompletionChunk`s, and `data: [DONE]`. A later fault is an `Error`. "
-                        "Comments fill pauses.",
-                        **_STRING,
+                        "description": "An event: `ChatCompletionChunk`s, then `[DONE]`. A fault in the "
+                        "middle is an `Error`. Comments fill pauses.",
+                        **_events(["ChatCompletionChunk", "Error"], last="[DONE]"),
                     }
                 },
             },

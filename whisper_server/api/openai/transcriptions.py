@@ -3,6 +3,7 @@
 import time
 from contextlib import AsyncExitStack
 
+from anyio import to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
@@ -59,7 +60,8 @@ async def _answer(request: Request, services: Services, task: Task) -> Response:
             audio_json_response(transcription, model, took_s, body.audio_format)
         )
     else:
-        response = _render(transcription, parsed)
+        # Subtitles of a long recording take a quarter of a second to break into lines.
+        response = await to_thread.run_sync(_render, transcription, parsed)
     response.headers["openai-processing-ms"] = str(round(took_s * 1000))
     return response
 

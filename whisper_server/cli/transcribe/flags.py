@@ -109,7 +109,7 @@ def _add_request_arguments(group: "argparse._ArgumentGroup") -> None:
         help="any other request field of docs/api.md; may be repeated",
     )
     for name, meaning in (
-        ("--max-line-width", "most characters on a line of subtitles"),
+        ("--max-line-width", "most columns on a line of subtitles"),
         ("--max-line-count", "most lines of a subtitle"),
         ("--max-words-per-line", "most words on a line of subtitles"),
     ):
