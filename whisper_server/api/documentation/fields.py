@@ -223,7 +223,7 @@ OWN_FIELDS: tuple[RequestField, ...] = (
     RequestField("chunk_length", _integer(1, MAX_WINDOW_S), "30", "longest window, seconds"),
     RequestField(
         "clip_timestamps",
-        _array({"type": "number", "minimum": 0}, 1000),
+        _array(_number(0, 10_000_000), 1000),
         "all",
         "`start,end,start,end,…` in seconds: only these parts, unfiltered; not when batched",
     ),

@@ -22,6 +22,8 @@ from whisper_server.services.model_catalog import ModelReference
 from whisper_server.services.transcription import LongForm, TranscriptionRequest
 
 _MAX_CLIP_TIMES = 1000
+_MAX_CLIP_S = 10_000_000
+"""Beyond any recording, and still a number of frames."""
 _MAX_BATCH = 64
 
 _NOT_OFFERED = ("known_speaker_names", "known_speaker_references")
@@ -292,7 +294,7 @@ def _timestamps(fields: Fields, *, needs_words: bool) -> Timestamps:
 
 def _clips(fields: Fields) -> tuple[tuple[float, float | None], ...]:
     """`clip_timestamps`: start, end, start, end, … in seconds; the last end may be missing."""
-    times = fields.numbers("clip_timestamps", 0, max_count=_MAX_CLIP_TIMES)
+    times = fields.numbers("clip_timestamps", 0, _MAX_CLIP_S, max_count=_MAX_CLIP_TIMES)
     if not times or times == (0.0,):
         return LongFormOptions().clips_s
     if list(times) != sorted(times):
