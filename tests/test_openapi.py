@@ -26,6 +26,7 @@ from whisper_server.api.documentation.fields import (
     OWN_FIELDS,
     RequestField,
 )
+from whisper_server.api.errors import WIRE_ERRORS
 from whisper_server.api.openai.chat_request import parse_chat_request
 from whisper_server.api.openai.events import TextDelta, TextDone
 from whisper_server.api.openai.fields import Fields
@@ -82,6 +83,13 @@ def test_every_operation_is_described(description: dict[str, Any]) -> None:
             if status != "200":
                 error = response["content"]["application/json"]["schema"]
                 assert error == {"$ref": "#/components/schemas/Error"}
+
+
+def test_every_status_that_faults_have_is_described(description: dict[str, Any]) -> None:
+    (transcription,) = (o for o in operations(description) if o["operationId"] == "createTranscription")
+    of_websockets = {"403"}
+    statuses = {str(wire.status) for wire in WIRE_ERRORS.values()} - of_websockets
+    assert transcription["responses"].keys() == statuses | {"200"}
 
 
 def test_it_asks_for_keys_where_the_server_does() -> None:

@@ -76,6 +76,7 @@ def _anywhere(given: Examples | None = None) -> dict[int | str, Operation]:
 def _on_upload(given: Examples | None = None) -> dict[int | str, Operation]:
     """Those of a route that takes a recording."""
     return _anywhere(given) | {
+        408: _error("The recording stopped arriving."),
         413: _error("The recording is larger than the server takes.", examples.LARGE_UPLOADS),
         429: _error("Too much is waiting already.", headers=_RETRY | _RETRY_AFTER),
     }
