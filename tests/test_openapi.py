@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from tests.live_server import make_settings, running_server
 from tests.wire import request, scripted_server
+from tools.api_docs import api_page
 from whisper_server.api.documentation.bodies import (
     AudioJsonTranscript,
     ChatCompletion,
@@ -529,3 +530,14 @@ def test_the_events_of_streams_are_of_their_schemas(
     for chunk in chunks:
         ChatCompletionChunk.model_validate(chunk, strict=True, extra="forbid")
     assert description["components"]["schemas"].keys() >= {"TextDelta", "TextDone", "ChatCompletionChunk"}
+
+
+# The tables of the docs
+
+
+def test_the_page_on_the_api_lists_every_field() -> None:
+    page = api_page()
+    assert [field.name for field in _FIELDS if page.count(f"\n| `{field.form_name}` |") != 1] == []
+    for line in page.splitlines():
+        if line.startswith("| `") and line.count("|") > 3:
+            assert line.count("|") == 5, line
