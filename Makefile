@@ -47,4 +47,4 @@ lock: $(VENV)/.dev ## Compile the requirements files from pyproject.toml
 	MACOSX_DEPLOYMENT_TARGET=14.0 $(BIN)/uv pip compile --quiet --python-platform aarch64-apple-darwin --python-version 3.11 --extra transformers --custom-compile-command "make lock" -c requirements.txt pyproject.toml -o requirements_macos_arm.txt
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) build dist *.egg-info htmlcov .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info htmlcov .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/node/node_modules

@@ -310,7 +310,7 @@ def test_langchain_takes_a_string_for_text(sdk: OpenAI, english: dict[str, Any])
 
 @pytest.fixture(scope="module")
 def azure_url() -> Iterator[str]:
-    settings = make_settings(model={"aliases": {"house/model": "demo"}}, security={"api_keys": (_API_KEY,)})
+    settings = make_settings(model=MODEL, security={"api_keys": (_API_KEY,)})
     with running_server(settings) as url:
         yield url
 

@@ -119,3 +119,39 @@ def test_the_default_task_is_a_setting() -> None:
         files = {"file": wav(silence(1.0), 16_000)}
         httpx.post(f"{url}/audio/transcriptions", files=files).raise_for_status()
     assert [window.task for window in engine.windows] == [Task.TRANSLATE]
+
+
+def test_keywords_are_hotwords() -> None:
+    engine = ScriptedEngine()
+    settings = make_settings(transcription={"vad_filter": False})
+    with running_server(settings, engines={"faster-whisper": engine.load}) as url:
+        data = {"keywords[]": ["Vienna", "Lisbon"], "hotwords": "tickets"}
+        files = {"file": wav(silence(1.0), 16_000)}
+        httpx.post(f"{url}/audio/transcriptions", files=files, data=data).raise_for_status()
+    assert [window.options.hotwords for window in engine.windows] == ["Vienna, Lisbon, tickets"]
+
+
+@pytest.mark.parametrize(
+    ("languages", "expected"), [(["de", "pt"], "german"), (["en", "pt"], None), (["German"], "german")]
+)
+def test_the_language_is_one_of_those_given(
+    client: OpenAI, sample_recordings: list[dict[str, Any]], languages: list[str], expected: str | None
+) -> None:
+    german = next(sample for sample in sample_recordings if sample["language"] == "de")
+    transcript = client.audio.transcriptions.create(
+        file=german["path"],
+        model="demo",
+        response_format="verbose_json",
+        extra_body={"languages": languages, "beam_size": 1},
+    )
+    if expected is None:
+        assert transcript.language in ("english", "portuguese")
+    else:
+        assert transcript.language == expected
+
+
+@pytest.mark.parametrize("more", [{"languages": ["de", "klingon"]}, {"languages": ["de"], "language": "en"}])
+def test_wrong_languages_are_named(client: OpenAI, more: dict[str, Any]) -> None:
+    with pytest.raises(BadRequestError) as caught:
+        client.audio.transcriptions.create(file=wav(silence(1.0), 16_000), model="demo", extra_body=more)
+    assert caught.value.param == "languages"

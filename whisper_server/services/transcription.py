@@ -47,6 +47,7 @@ class TranscriptionRequest:
         batch_size: windows decoded at once when batched.
         vad: leave silence out before decoding; None decodes everything. Clips are never filtered.
         timestamps_are_optional: leave timestamps out where the recording fits one window.
+        candidate_languages: ISO 639-1 codes, one of which the recording is in; empty allows all.
         language_detection_segments: windows listened to before the language is decided, while none is sure.
         language_detection_threshold: probability at which a language is sure.
     """
@@ -57,6 +58,7 @@ class TranscriptionRequest:
     batch_size: int = 8
     vad: VadOptions | None = field(default_factory=VadOptions)
     timestamps_are_optional: bool = False
+    candidate_languages: tuple[str, ...] = ()
     language_detection_segments: int = 1
     language_detection_threshold: float = 0.5
 
@@ -155,7 +157,8 @@ class Transcriber:
             if request.timestamps_are_optional and recording.duration_s <= options.window_s:
                 options = replace(options, timestamps=_without_tokens(options.timestamps))
             language, probability = options.language, 1.0
-            if language is None and request.language_detection_segments > 1 and len(recording):
+            is_apart = request.language_detection_segments > 1 or bool(request.candidate_languages)
+            if language is None and is_apart and len(recording):
                 language, probability = await self._detect_language(engine, recording, request)
                 options = replace(options, language=language)
             steps = await self._steps(engine, recording, replace(request, options=options))
@@ -239,7 +242,10 @@ class Transcriber:
         for start in range(0, end, window_samples):
             window = Window(recording.read(start, start + window_samples))
             (ranking,) = await self._scheduler.detect_language(engine, [window])
-            language, probability = ranking[0]
+            allowed = request.candidate_languages
+            language, probability = next(
+                (entry for entry in ranking if not allowed or entry[0] in allowed), ranking[0]
+            )
             if probability > request.language_detection_threshold:
                 return language, probability
             votes.setdefault(language, []).append(probability)
@@ -256,12 +262,14 @@ def check_request(engine: Engine, request: TranscriptionRequest, recording: Reco
     """
     can, options = engine.capabilities, request.options
     name = request.model.requested
-    if options.language is not None and options.language not in can.languages:
-        raise UnsupportedByEngineError(
-            f"The model '{name}' cannot transcribe the language '{options.language}'.",
-            param="language",
-            code="unsupported_language",
-        )
+    wanted = request.candidate_languages or (() if options.language is None else (options.language,))
+    for language in wanted:
+        if language not in can.languages:
+            raise UnsupportedByEngineError(
+                f"The model '{name}' cannot transcribe the language '{language}'.",
+                param="languages" if request.candidate_languages else "language",
+                code="unsupported_language",
+            )
     if options.task is Task.TRANSLATE and not can.translation:
         raise UnsupportedByEngineError(
             f"The model '{name}' cannot translate.", param="model", code="unsupported_task"

@@ -107,6 +107,13 @@ OPENAI_FIELDS: tuple[RequestField, ...] = (
         "detected",
         "a code such as `en`, with a region such as `pt-BR`, or an English name; `auto` detects",
     ),
+    RequestField(
+        "languages",
+        _array(_STRING),
+        "all",
+        "the recording is in one of these, named as for `language`; not beside it",
+    ),
+    RequestField("keywords", _array(_STRING), "", "words to expect, joined to `hotwords`"),
     RequestField("prompt", _STRING, "", "text that went before: style and vocabulary"),
     RequestField(
         "response_format",

@@ -44,7 +44,7 @@ def decode_options(fields: Fields, profile: DecodeProfile | None) -> DecodeOptio
         "temperatures": _temperatures(fields),
         "suppress_blank": fields.flag("suppress_blank"),
         "max_initial_timestamp_s": fields.number("max_initial_timestamp", 0, MAX_WINDOW_S),
-        "hotwords": fields.text("hotwords"),
+        "hotwords": _hotwords(fields),
         "prepend_punctuations": fields.text("prepend_punctuations"),
         "append_punctuations": fields.text("append_punctuations"),
     }
@@ -69,6 +69,14 @@ _THRESHOLDS = {
     "log_prob_threshold": (-1000, 0),
     "no_speech_threshold": (0, 1),
 }
+
+
+def _hotwords(fields: Fields) -> str | None:
+    """faster-whisper's `hotwords`, and OpenAI's `keywords[]`, which are the same to a Whisper."""
+    given = [*fields.texts("keywords")]
+    if hotwords := fields.text("hotwords"):
+        given.append(hotwords)
+    return ", ".join(given) or None
 
 
 def _temperatures(fields: Fields) -> tuple[float, ...] | None:

@@ -131,10 +131,14 @@ def parse_request(
     )
     vad, long_form = _chunking(fields, defaults)
     only_text = response_format in (ResponseFormat.JSON, ResponseFormat.TEXT)
+    candidates = _candidate_languages(fields)
+    if len(candidates) == 1:
+        options = replace(options, language=candidates[0])
     return ParsedRequest(
         transcription=TranscriptionRequest(
             model=model,
             options=options,
+            candidate_languages=candidates,
             long_form=long_form,
             batch_size=fields.integer("batch_size", 1, _MAX_BATCH) or defaults.transcription.batch_size,
             vad=vad,
@@ -274,12 +278,26 @@ def _language(fields: Fields, defaults: RequestDefaults) -> str | None:
         return defaults.language
     if text.lower() == "auto":
         return None
+    return _known_language(text, "language")
+
+
+def _candidate_languages(fields: Fields) -> tuple[str, ...]:
+    """OpenAI's `languages[]`: the recording is in one of these."""
+    given = fields.texts("languages")
+    if given and fields.text("language"):
+        raise InvalidRequestError(
+            "Send 'language' or 'languages', not both.", param="languages", code="invalid_value"
+        )
+    return tuple(dict.fromkeys(_known_language(text, "languages") for text in given))
+
+
+def _known_language(text: str, param: str) -> str:
     code = language_code(text)
     if code is None:
         raise InvalidRequestError(
-            f"'language' does not know '{shown(text)}'. Use an ISO 639-1 code such as 'en', one of: "
+            f"'{param}' does not know '{shown(text)}'. Use an ISO 639-1 code such as 'en', one of: "
             f"{', '.join(sorted(LANGUAGES))}.",
-            param="language",
+            param=param,
             code="unsupported_language",
         )
     return code
