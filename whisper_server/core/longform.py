@@ -34,6 +34,7 @@ from whisper_server.core.word_timing import attach_words, last_word_end_s
 MAX_PREVIOUS_TOKENS = 223
 """Tokens of earlier text a Whisper can be given: half its context, less the token that announces them."""
 
+_WHOLE: tuple[tuple[float, float | None], ...] = ((0.0, None),)
 _FRAME_S = FRAME_SAMPLES / SAMPLE_RATE
 _MARKS = "\"'“¿([{-\"'.。,，!！?？:：”)]}、"
 
@@ -70,8 +71,13 @@ class LongFormOptions:
     window_s: int = MAX_WINDOW_S
     condition_on_previous_text: bool = True
     prompt_reset_on_temperature: float = 0.5
-    clips_s: tuple[tuple[float, float | None], ...] = ((0.0, None),)
+    clips_s: tuple[tuple[float, float | None], ...] = _WHOLE
     hallucination_silence_threshold_s: float | None = None
+
+    @property
+    def has_clips(self) -> bool:
+        """Whether only parts of the recording are to be transcribed."""
+        return self.clips_s != _WHOLE
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 LongForm = Literal["sequential", "batched"]
 
+_WINDOW_SAMPLES = MAX_WINDOW_S * SAMPLE_RATE
+
 
 @dataclass(frozen=True, slots=True)
 class TranscriptionRequest:
@@ -190,14 +192,13 @@ class Transcriber:
             recording = await self._spoken(recording, request)
             if not len(recording):
                 return []
-            window = Window(recording.read(0, MAX_WINDOW_S * SAMPLE_RATE))
+            window = Window(recording.read(0, _WINDOW_SAMPLES))
             (ranking,) = await self._scheduler.detect_language(engine, [window])
             return ranking
 
     async def _spoken(self, recording: Recording, request: TranscriptionRequest) -> Recording:
         """The recording without its silence, where that is asked for."""
-        has_clips = request.options.clips_s != LongFormOptions().clips_s
-        if request.vad is None or has_clips:
+        if request.vad is None or request.options.has_clips:
             return recording
         vad = request.vad
         if request.long_form == "batched":
@@ -237,10 +238,9 @@ class Transcriber:
         Source of the rule: `faster_whisper.WhisperModel.detect_language`.
         """
         votes: dict[str, list[float]] = {}
-        window_samples = MAX_WINDOW_S * SAMPLE_RATE
-        end = min(len(recording), request.language_detection_segments * window_samples)
-        for start in range(0, end, window_samples):
-            window = Window(recording.read(start, start + window_samples))
+        end = min(len(recording), request.language_detection_segments * _WINDOW_SAMPLES)
+        for start in range(0, end, _WINDOW_SAMPLES):
+            window = Window(recording.read(start, start + _WINDOW_SAMPLES))
             (ranking,) = await self._scheduler.detect_language(engine, [window])
             allowed = request.candidate_languages
             language, probability = next(
@@ -284,7 +284,7 @@ def check_request(engine: Engine, request: TranscriptionRequest, recording: Reco
         raise UnsupportedByEngineError(
             f"The engine '{can.engine}' takes no hotwords.", param="hotwords", code="unsupported_value"
         )
-    if request.long_form == "batched" and options.clips_s != LongFormOptions().clips_s:
+    if request.long_form == "batched" and options.has_clips:
         raise InvalidRequestError(
             "Batched transcription cuts at silences, not at clips: 'clip_timestamps' needs 'long_form' "
             "sequential.",
