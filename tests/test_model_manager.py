@@ -59,8 +59,12 @@ class ScriptedEngine:
             hotwords=False,
             mel_bins=None,
             parallel_calls=1,
+            max_batch=1,
             weights_bytes=self._workshop.sizes.get(self.name, MB),
         )
+
+    def abort(self) -> bool:
+        raise NotImplementedError
 
     def decode(self, windows: Sequence[Window]) -> list[Decoded]:
         raise NotImplementedError

@@ -66,7 +66,13 @@ WIRE_ERRORS: dict[type[errors.WhisperServerError], WireError] = {
     errors.ModelDownloadError: WireError(503, SERVER_ERROR, "model_download_failed"),
     errors.ModelLoadError: WireError(503, SERVER_ERROR, "model_load_failed", should_retry=False),
     errors.ServerBusyError: WireError(429, "rate_limit_error", "server_busy", should_retry=True),
+    errors.ServerDrainingError: WireError(503, SERVER_ERROR, "server_draining", should_retry=True),
+    errors.RequestCancelledError: WireError(409, INVALID_REQUEST, "request_cancelled", should_retry=False),
+    errors.DeadlineExceededError: WireError(504, SERVER_ERROR, "deadline_exceeded", should_retry=False),
     errors.EngineError: WireError(500, SERVER_ERROR, "inference_failed"),
+    errors.EngineOutOfMemoryError: WireError(503, SERVER_ERROR, "engine_out_of_memory"),
+    errors.EngineCrashedError: WireError(503, SERVER_ERROR, "engine_crashed"),
+    errors.EngineTimeoutError: WireError(503, SERVER_ERROR, "engine_timeout"),
 }
 """One row for each class of `core.errors`; a test walks the tree."""
 

@@ -26,6 +26,7 @@ class Capabilities:
         hotwords: it honours `DecodeOptions.hotwords`.
         mel_bins: height of its spectrogram, where it honours `Window.mel_peak` and margins; else None.
         parallel_calls: how many threads may call `decode` at once with profit; 1 means not thread-safe.
+        max_batch: how many windows one call to `decode` may bring with profit.
         weights_bytes: size of the loaded weights.
     """
 
@@ -38,6 +39,7 @@ class Capabilities:
     hotwords: bool
     mel_bins: int | None
     parallel_calls: int
+    max_batch: int
     weights_bytes: int
 
     @property
@@ -60,10 +62,19 @@ class Engine(Protocol):
             UnsupportedByEngineError: a window asks for what the engine cannot do.
             InvalidRequestError: a window's options contradict the model, such as a prompt that
                 leaves no room for `max_new_tokens`.
+            EngineOutOfMemoryError: the device cannot hold so many windows at once.
+            EngineCrashedError: the process that ran the call has died.
         """
 
     def detect_language(self, windows: Sequence[Window]) -> list[LanguageProbabilities]:
         """The probabilities of all languages for each window, most likely first."""
+
+    def abort(self) -> bool:
+        """Give up the calls that run now, which never returned in time.
+
+        Returns:
+            Whether the engine can be used on; if not, it must be replaced, and is never closed.
+        """
 
     def close(self) -> None:
         """Give back the model's memory; no call may follow. Closing twice is harmless."""

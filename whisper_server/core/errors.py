@@ -21,7 +21,13 @@
     │   ├── ModelDownloadError
     │   └── ModelLoadError
     ├── ServerBusyError
+    │   └── ServerDrainingError       it stops, and takes no more requests
+    ├── RequestCancelledError         somebody called the request off
+    ├── DeadlineExceededError         the request took longer than it may
     └── EngineError                   inference failed
+        ├── EngineOutOfMemoryError
+        ├── EngineCrashedError        the process that ran the model died, twice
+        └── EngineTimeoutError        a call to the model did not return
 
 `message` is written for the client: no paths, secrets or exception texts. The cause is chained and logged.
 `api/errors.py` gives each class its HTTP status, type and code.
@@ -159,5 +165,29 @@ class ServerBusyError(WhisperServerError):
         self.retry_after_s = retry_after_s
 
 
+class ServerDrainingError(ServerBusyError):
+    """The server is stopping and finishes what it has."""
+
+
+class RequestCancelledError(WhisperServerError):
+    """The request was called off while it waited or ran."""
+
+
+class DeadlineExceededError(WhisperServerError):
+    """The request has used up the time it may take."""
+
+
 class EngineError(WhisperServerError):
     """Inference failed for a reason of the engine's own."""
+
+
+class EngineOutOfMemoryError(EngineError):
+    """The device has no memory for this."""
+
+
+class EngineCrashedError(EngineError):
+    """The process that ran the model has died."""
+
+
+class EngineTimeoutError(EngineError):
+    """A call to the model did not return in time."""

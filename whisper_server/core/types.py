@@ -59,6 +59,17 @@ class Timestamps(StrEnum):
         return self in (Timestamps.WORD, Timestamps.WORD_ONLY)
 
 
+class AudioContext(StrEnum):
+    """How much audio the encoder looks at.
+
+    FULL is the 30 s the model was trained on. AUTO is the window's speech and a margin: it costs a fraction
+    for short windows and can change or lose words, so it is for partials.
+    """
+
+    FULL = "full"
+    AUTO = "auto"
+
+
 @dataclass(frozen=True, slots=True)
 class DecodeOptions:
     """How one window is decoded. The defaults are faster-whisper's.
@@ -124,6 +135,7 @@ class Window:
         prefix: text the transcript of this window must begin with.
         timestamps: none, segments, or words too.
         token_logprobs: tell how likely each token of the text was; costs the pass that places words.
+        audio_context: how much audio the encoder looks at.
         options: decode options.
     """
 
@@ -138,6 +150,7 @@ class Window:
     prefix: str = ""
     timestamps: Timestamps = Timestamps.SEGMENT
     token_logprobs: bool = False
+    audio_context: AudioContext = AudioContext.FULL
     options: DecodeOptions = field(default_factory=DecodeOptions)
 
     @property

@@ -45,6 +45,9 @@ NAME = "faster-whisper"
 _LEAST_NEW_TOKENS = 64
 """Room that prompts leave for the text of a window."""
 
+_MAX_BATCH = {"cpu": 8, "cuda": 16}
+"""Windows of one call: beyond that a step of the decoder gains little, and all wait for the slowest."""
+
 _CONTROL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
 
 
@@ -118,6 +121,7 @@ class FasterWhisperEngine:
             mel_bins=self._whisper.n_mels,
             # One call more than workers: while one prepares its input, CTranslate2 has another to compute.
             parallel_calls=compute.workers + 1,
+            max_batch=_MAX_BATCH[compute.device],
             weights_bytes=weights_bytes,
         )
 
@@ -125,6 +129,10 @@ class FasterWhisperEngine:
     def capabilities(self) -> Capabilities:
         """What the model can do."""
         return self._capabilities
+
+    def abort(self) -> bool:
+        """A call to CTranslate2 cannot be given up: the engine is lost."""
+        return False
 
     def close(self) -> None:
         """Free the weights."""

@@ -130,6 +130,10 @@ class ScriptedEngine:
         """The language of the step that comes after the script, for every window."""
         return [[(self._then.language, 1.0)] for _ in windows]
 
+    def abort(self) -> bool:
+        """Nothing of it can be given up: it runs in threads."""
+        return False
+
     def close(self) -> None:
         """Note that it was closed."""
         self._is_closed = True
@@ -140,7 +144,7 @@ class ScriptedEngine:
                 raise TimeoutError(f"The engine waited in vain for {what}.")
 
 
-def scripted_capabilities(*, parallel_calls: int = 1) -> Capabilities:
+def scripted_capabilities(*, parallel_calls: int = 1, max_batch: int = 8) -> Capabilities:
     """Everything, in three languages."""
     return Capabilities(
         engine=NAME,
@@ -152,6 +156,7 @@ def scripted_capabilities(*, parallel_calls: int = 1) -> Capabilities:
         hotwords=True,
         mel_bins=None,
         parallel_calls=parallel_calls,
+        max_batch=max_batch,
         weights_bytes=0,
     )
 
