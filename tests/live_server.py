@@ -7,18 +7,22 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from whisper_server.bootstrap import create_app
-from whisper_server.config import Settings
+from whisper_server.cli.serve import bind
+from whisper_server.config import ServerSettings, Settings
 from whisper_server.core.engine import EngineLoader
 
 
 def make_settings(**sections: Any) -> Settings:
     """The defaults with the demo model, changed by sections such as `limits={"max_audio_s": 5}`.
 
-    One thread computes, as the CI machine has two.
+    One thread computes, as the CI machine has two, and in this process, which starts sooner.
     """
-    model = {"name": "demo", "cpu_threads": 1} | sections.pop("model", {})
+    model = {"name": "demo", "cpu_threads": 1, "workers": 1, "engine_isolation": "thread"} | sections.pop(
+        "model", {}
+    )
     return Settings(model=model, **sections)
 
 
@@ -27,7 +31,13 @@ def running_server(
     settings: Settings | None = None, *, engines: Mapping[str, EngineLoader] | None = None
 ) -> Iterator[str]:
     """Serve until the block ends; yields the base URL without `/v1`."""
-    app = create_app(settings or make_settings(), engines=engines)
+    with running_app(create_app(settings or make_settings(), engines=engines)) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def running_app(app: FastAPI) -> Iterator[str]:
+    """The same for an app that was made already."""
     started = threading.Event()
 
     class Server(uvicorn.Server):
@@ -35,8 +45,15 @@ def running_server(
             await super().startup(sockets)
             started.set()
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, log_config=None, lifespan="on", ws="none", timeout_graceful_shutdown=5)
+    with bind(ServerSettings(port=0)) as listener:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            lifespan="on",
+            ws="websockets-sansio",
+            ws_max_size=24 << 20,
+            timeout_graceful_shutdown=5,
+        )
         server = Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

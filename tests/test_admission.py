@@ -1,6 +1,7 @@
 """Who may come in, and when the others are told to come back."""
 
 import threading
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -20,7 +21,15 @@ from tests.wire import (
     scripted_server,
     wait_until,
 )
-from whisper_server.core.errors import ServerBusyError
+from whisper_server.core.admission import (
+    MAX_RETRY_AFTER_S,
+    AdmissionLimits,
+    ClientLimits,
+    Holding,
+    Refusal,
+)
+from whisper_server.core.errors import AudioTooLongError, ServerBusyError, ServerDrainingError
+from whisper_server.core.scheduling import Caller, Priority
 from whisper_server.engines.scripted import ScriptedEngine, Step, scripted_capabilities
 from whisper_server.services.admission import Admission
 
@@ -40,38 +49,69 @@ def clock() -> Clock:
     return Clock()
 
 
-def retry_after_s(admission: Admission) -> float:
-    with pytest.raises(ServerBusyError) as caught, admission.enter():
+def admission_of(
+    max_requests: int = 100,
+    *,
+    clients: dict[str, ClientLimits] | None = None,
+    lanes: int = 1,
+    clock: Clock | None = None,
+    **limits: float,
+) -> Admission:
+    return Admission(
+        AdmissionLimits(max_requests, **limits), clients=clients or {}, lanes=lanes, clock=clock or Clock()
+    )
+
+
+def refusal(admission: Admission, client: str = "") -> ServerBusyError:
+    with pytest.raises(ServerBusyError) as caught, admission.enter(admission.caller(client)):
         pass
-    return caught.value.retry_after_s
+    return caught.value
 
 
-def serve(admission: Admission, clock: Clock, seconds: float, times: int = 1) -> None:
+def retry_after_s(admission: Admission, client: str = "") -> float:
+    return refusal(admission, client).retry_after_s
+
+
+def serve(admission: Admission, clock: Clock, seconds: float, times: int = 1, audio_s: float = 0) -> None:
+    """Requests one after the other, each of which computes for so long."""
     for _ in range(times):
-        with admission.enter():
+        with admission.enter() as place:
+            if audio_s:
+                place.hold(audio_s)
+                place.advance(0.0)
             clock.now_s += seconds
+            place.advance(audio_s)
 
 
 def test_no_more_than_the_limit_are_inside() -> None:
-    admission = Admission(2)
+    admission = admission_of(2)
     with admission.enter(), admission.enter():
         assert admission.inside == 2
         with pytest.raises(ServerBusyError, match="busy with 2 requests"), admission.enter():
             pass
         assert admission.inside == 2
     assert admission.inside == 0
+    assert admission.counters.admitted == 2
+    assert admission.counters.refused[Refusal.REQUESTS] == 1
 
 
 def test_who_leaves_makes_room_also_after_an_error() -> None:
-    admission = Admission(1)
-    with pytest.raises(ValueError, match="broken"), admission.enter():
-        raise ValueError("broken")
+    admission = admission_of(1)
+
+    def break_off() -> None:
+        with admission.enter() as place:
+            place.hold(10.0)
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        break_off()
+    assert admission.buffered_audio_s == admission.backlog_s == 0
     with admission.enter():
         assert admission.inside == 1
 
 
 def test_nobody_is_told_to_come_back_at_once(clock: Clock) -> None:
-    admission = Admission(1, clock)
+    admission = admission_of(1, clock=clock)
     with admission.enter():
         assert retry_after_s(admission) == 1
     serve(admission, clock, seconds=0.001, times=100)
@@ -79,29 +119,251 @@ def test_nobody_is_told_to_come_back_at_once(clock: Clock) -> None:
         assert retry_after_s(admission) == 1
 
 
+def test_nobody_is_told_to_stay_away_for_hours(clock: Clock) -> None:
+    admission = admission_of(1, clock=clock)
+    serve(admission, clock, seconds=5 * 3600, times=50)
+    with admission.enter():
+        assert retry_after_s(admission) == MAX_RETRY_AFTER_S
+
+
 def test_the_time_to_come_back_is_how_long_it_takes_until_one_leaves(clock: Clock) -> None:
-    admission = Admission(1, clock)
+    admission = admission_of(1, clock=clock)
     serve(admission, clock, seconds=20.0, times=50)
     with admission.enter():
         assert retry_after_s(admission) == 20
 
 
 def test_requests_side_by_side_leave_more_often(clock: Clock) -> None:
-    admission = Admission(2, clock)
+    admission = admission_of(2, clock=clock)
     for _ in range(50):
         with admission.enter(), admission.enter():
             clock.now_s += 20.0
     with admission.enter(), admission.enter():
-        assert retry_after_s(admission) <= 12
+        assert retry_after_s(admission) == 10
 
 
 def test_an_idle_night_does_not_count(clock: Clock) -> None:
-    admission = Admission(1, clock)
-    serve(admission, clock, seconds=2.0, times=50)
+    admission = admission_of(1, clock=clock)
+    serve(admission, clock, seconds=2.0, times=50, audio_s=20.0)
     clock.now_s += 36_000
-    serve(admission, clock, seconds=2.0)
+    serve(admission, clock, seconds=2.0, audio_s=20.0)
+    assert admission.compute_per_audio_s == pytest.approx(0.1)
     with admission.enter():
         assert retry_after_s(admission) == 2
+
+
+# How fast the work gets done
+
+
+def test_computing_side_by_side_is_shared_between_those_who_do_it(clock: Clock) -> None:
+    """Two of 10 s, both done after 4 s on one lane: each took 2 s of it."""
+    admission = admission_of(clock=clock)
+    with admission.enter() as one, admission.enter() as other:
+        for place in (one, other):
+            place.hold(10.0)
+            place.advance(0.0)
+        clock.now_s += 4.0
+        for place in (one, other):
+            place.advance(10.0)
+    assert admission.compute_per_audio_s == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+def test_more_lanes_get_the_same_backlog_done_sooner(clock: Clock, lanes: int) -> None:
+    admission = admission_of(clock=clock, lanes=lanes, max_estimated_wait_s=5.0)
+    serve(admission, clock, seconds=1.0, times=5, audio_s=10.0)
+    with admission.enter() as place:
+        place.hold(60.0)
+        place.advance(0.0)
+        if lanes == 1:
+            assert retry_after_s(admission) == 1, "6 s of work against 5 that may be"
+        else:
+            with admission.enter():
+                pass
+
+
+def test_a_long_recording_counts_as_it_gets_done_and_called_off_ones_with_what_they_did(clock: Clock) -> None:
+    admission = admission_of(clock=clock)
+    with admission.enter() as place:
+        place.hold(3600.0)
+        place.advance(0.0)
+        assert admission.compute_per_audio_s is None
+        clock.now_s += 3.0
+        place.advance(30.0)
+        assert admission.compute_per_audio_s == pytest.approx(0.1)
+        assert admission.backlog_s == 3570
+        clock.now_s += 1000  # a window that was never finished
+    assert admission.compute_per_audio_s == pytest.approx(0.1)
+    assert admission.backlog_s == 0
+
+
+def test_the_measure_follows_a_machine_that_becomes_slower(clock: Clock) -> None:
+    admission = admission_of(clock=clock)
+    serve(admission, clock, seconds=1.0, times=1000, audio_s=10.0)
+    serve(admission, clock, seconds=10.0, times=60, audio_s=10.0)
+    assert admission.compute_per_audio_s == pytest.approx(1.0, rel=0.02)
+
+
+def test_what_was_measured_elsewhere_counts_too() -> None:
+    admission = admission_of(max_estimated_wait_s=10.0)
+    admission.note(100.0, 50.0)
+    with admission.enter() as place:
+        place.hold(60.0)
+        assert retry_after_s(admission) == 20
+
+
+def test_another_estimate_counts_where_it_is_longer() -> None:
+    def wait_s(priority: Priority) -> float:
+        return {Priority.SHORT_FILE: 12.5}.get(priority, 0.0)
+
+    admission = Admission(AdmissionLimits(9, max_estimated_wait_s=10.0), estimated_wait_s=wait_s)
+    assert retry_after_s(admission) == 3
+
+
+# The estimated wait
+
+
+@pytest.fixture
+def measured(clock: Clock) -> Admission:
+    """Computes a tenth of the time it hears, and lets nobody wait longer than 10 s."""
+    admission = admission_of(
+        clock=clock,
+        max_estimated_wait_s=10.0,
+        clients={"urgent": ClientLimits(rank=-1), "twice": ClientLimits(weight=2.0)},
+    )
+    admission.note(1000.0, 100.0)
+    return admission
+
+
+def test_the_wait_ahead_is_the_audio_not_yet_done(measured: Admission) -> None:
+    with measured.enter() as one, measured.enter() as other:
+        one.hold(60.0)
+        other.hold(60.0)
+        assert retry_after_s(measured) == 2
+        one.advance(20.0)
+        assert measured.wait_s(Holding(Caller(), Priority.SHORT_FILE)) == 10
+        with measured.enter():
+            pass
+    assert measured.counters.refused[Refusal.ESTIMATED_WAIT] == 1
+
+
+def test_a_short_recording_does_not_wait_for_a_long_one_but_a_long_one_does(measured: Admission) -> None:
+    with measured.enter() as long, measured.enter() as short, measured.enter() as second:
+        long.hold(3600.0)
+        short.hold(3.0)
+        with pytest.raises(ServerBusyError, match="takes another 360 seconds") as busy:
+            second.hold(3600.0)
+        assert busy.value.retry_after_s == 351
+        second.hold(3.0)
+
+
+def test_one_who_floods_the_server_is_told_to_wait_and_others_are_not(measured: Admission) -> None:
+    with ExitStack() as inside:
+        for _ in range(3):
+            inside.enter_context(measured.enter(measured.caller("flood"))).hold(50.0)
+        assert retry_after_s(measured, "flood") == 5
+        with measured.enter(measured.caller("other")) as place:
+            place.hold(50.0)
+            assert retry_after_s(measured, "flood") == 10
+            assert measured.wait_s(Holding(Caller("other"), Priority.SHORT_FILE)) == 10
+            assert measured.wait_s(Holding(Caller("twice", 2.0), Priority.SHORT_FILE)) == 0
+
+
+def test_an_urgent_client_does_not_wait_for_others(measured: Admission) -> None:
+    with measured.enter(measured.caller("a")) as place:
+        place.hold(50.0)
+        with measured.enter(measured.caller("urgent")) as urgent:
+            urgent.hold(50.0)
+            assert urgent.holding.turn < place.holding.turn
+            assert measured.wait_s(Holding(measured.caller("urgent"))) == 5
+            assert measured.wait_s(Holding(measured.caller("a"))) == 5 + 5
+        assert measured.caller("twice") == Caller("twice", weight=2.0)
+
+
+def test_nothing_is_refused_for_its_wait_before_anything_was_measured() -> None:
+    admission = admission_of(max_estimated_wait_s=0.1)
+    with admission.enter() as place:
+        place.hold(10_000.0)
+        with admission.enter() as other:
+            other.hold(10_000.0)
+
+
+# Audio in memory
+
+
+def test_audio_that_does_not_fit_is_told_when_it_will(clock: Clock) -> None:
+    """At a tenth of real time 100 and 300 s, side by side, are done after 20 and 40 s."""
+    admission = admission_of(clock=clock, max_buffered_audio_s=500.0)
+    admission.note(1000.0, 100.0)
+    with admission.enter() as one, admission.enter() as other, admission.enter() as third:
+        one.hold(100.0)
+        other.hold(300.0)
+        assert admission.buffered_audio_s == 400
+        for wanted_s, after_s in ((150.0, 20), (250.0, 40)):
+            with pytest.raises(ServerBusyError, match="holds 400 seconds") as busy:
+                third.hold(wanted_s)
+            assert busy.value.retry_after_s == after_s
+        third.hold(100.0)
+        assert refusal(admission).message.startswith("The server holds 500 seconds of audio"), "at the door"
+    assert admission.counters.refused[Refusal.BUFFERED_AUDIO] == 3
+    with admission.enter() as place:
+        place.hold(500.0)
+
+
+def test_audio_that_can_never_fit_is_not_told_to_come_back() -> None:
+    admission = admission_of(max_buffered_audio_s=100.0, clients={"a": ClientLimits(max_buffered_audio_s=50)})
+    with admission.enter() as place, admission.enter(admission.caller("a")) as limited:
+        with pytest.raises(AudioTooLongError, match="longer than 100 seconds, the most this server holds"):
+            place.hold(100.5)
+        with pytest.raises(AudioTooLongError, match="longer than 50 seconds, the most the client 'a'"):
+            limited.hold(50.5)
+        limited.hold(30.0)
+        with pytest.raises(AudioTooLongError, match="50 seconds"):
+            limited.hold(30.0)  # another recording of the same request
+
+
+# Limits of single clients
+
+
+def test_a_client_has_limits_of_its_own_and_all_others_those_of_the_default() -> None:
+    clients = {"a": ClientLimits(max_requests=2), "default": ClientLimits(max_requests=1)}
+    admission = admission_of(3, clients=clients)
+    with admission.enter(admission.caller("a")), admission.enter(admission.caller("a")):
+        assert "'a' has 2 requests inside" in refusal(admission, "a").message
+        with admission.enter(admission.caller("b")):
+            assert "'b' has 1 requests inside" in refusal(admission, "b").message
+            assert "busy with 3 requests" in refusal(admission, "c").message
+    assert admission.counters.refused[Refusal.CLIENT_REQUESTS] == 2
+    assert admission.counters.refused[Refusal.REQUESTS] == 1
+
+
+def test_a_client_may_hold_so_much_audio(clock: Clock) -> None:
+    admission = admission_of(clock=clock, clients={"a": ClientLimits(max_buffered_audio_s=100.0)})
+    admission.note(1000.0, 100.0)
+    caller = admission.caller("a")
+    with admission.enter(caller) as one, admission.enter(caller) as other, admission.enter() as stranger:
+        stranger.hold(1000.0)
+        one.hold(60.0)
+        with pytest.raises(ServerBusyError, match="'a' has 60 seconds of audio inside, and may have 100"):
+            other.hold(60.0)
+        other.hold(40.0)
+        assert retry_after_s(admission, "a") == 12, "three share one lane; the 40 s are done first"
+        with admission.enter():
+            pass
+    assert admission.counters.refused[Refusal.CLIENT_BUFFERED_AUDIO] == 2
+
+
+def test_a_server_that_stops_takes_nobody_in_and_says_when_it_is_gone(clock: Clock) -> None:
+    admission = admission_of(clock=clock)
+    with admission.enter() as place:
+        admission.drain(30.0)
+        place.hold(10.0)
+        clock.now_s += 10.4
+        error = refusal(admission)
+        assert type(error) is ServerDrainingError
+        assert error.retry_after_s == 20
+    assert admission.is_draining
+    assert admission.counters.refused[Refusal.DRAINING] == 1
 
 
 # Over HTTP.

@@ -591,26 +591,3 @@ def test_a_missing_file_is_named_with_what_asked_for_it() -> None:
 def test_an_override_of_what_is_no_setting_is_an_error_of_the_caller() -> None:
     with pytest.raises(KeyError, match=r"no\.setting"):
         load(overrides={"no.setting": ("1", "--no")})
-
-
-# Settings without effect
-
-WITHOUT_EFFECT = [leaf for leaf in leaves_of(Settings) if leaf.setting.no_effect_yet]
-
-
-def test_the_settings_without_effect_are_those_of_live_streams() -> None:
-    assert {leaf.name for leaf in WITHOUT_EFFECT} == {
-        leaf.name for leaf in leaves_of(Settings) if leaf.path[0] in ("vad", "streaming")
-    } | {"model.language_fix", "model.languages", "model.default_decode_profile"}
-
-
-@pytest.mark.parametrize("leaf", WITHOUT_EFFECT, ids=lambda leaf: leaf.name)
-def test_a_setting_without_effect_gives_a_warning_when_it_is_not_at_its_default(leaf: Any) -> None:
-    texts = {"vad.threshold": "0.25", "model.default_decode_profile": "accurate", "model.languages": "en"}
-    text = texts.get(leaf.name, str(not leaf.default) if isinstance(leaf.default, bool) else "9")
-    (warning,) = load({leaf.environment_names[0]: text}).warnings
-    assert warning.startswith(f"{leaf.name} (environment variable {leaf.environment_names[0]}) has no effect")
-
-
-def test_a_setting_without_effect_at_its_default_gives_no_warning() -> None:
-    assert load({"STT_VAD_THRESHOLD": "0.5", "STT_MAX_SESSIONS": "100"}).warnings == ()

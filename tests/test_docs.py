@@ -46,7 +46,6 @@ def test_the_settings_page_has_every_setting_with_all_its_names() -> None:
         names = (*leaf.environment_names, *leaf.flags)
         assert [name for name in names if f"`{name}`" not in row] == []
         assert leaf.description in row
-        assert ("No effect yet" in row) is leaf.setting.no_effect_yet
     assert [key for key in DecodeProfile.model_fields if key not in rows] == []
 
 

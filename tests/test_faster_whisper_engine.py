@@ -1,6 +1,5 @@
-"""The faster-whisper engine by itself: what a window gives does not depend on its company."""
+"""The faster-whisper engine by itself: what it refuses, what it survives, and how it names its faults."""
 
-import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ctranslate2 import DataType, StorageView
 from faster_whisper import decode_audio
 
+from tests.recorded_whisper import RecordedWhisper, recorded_engine
 from whisper_server.core.engine import ComputeChoice, Engine
-from whisper_server.core.errors import InvalidRequestError, ModelLoadError, UnsupportedByEngineError
-from whisper_server.core.types import Decoded, DecodeOptions, Task, Timestamps, Window
+from whisper_server.core.errors import (
+    EngineError,
+    EngineOutOfMemoryError,
+    InvalidRequestError,
+    ModelLoadError,
+    UnsupportedByEngineError,
+)
+from whisper_server.core.types import DecodeOptions, Timestamps, Window
 from whisper_server.engines import faster_whisper
+from whisper_server.engines.whisper_encoder import Chunk, Encodings
 
-# Float weights: int8 rounds the last bits by the company a row is in.
 COMPUTE = ComputeChoice("faster-whisper", "cpu", "float32", cpu_threads=1, workers=1)
 GREEDY = DecodeOptions(beam_size=1, best_of=1, temperatures=(0.0,))
 
@@ -29,51 +36,8 @@ def engine(demo_model_path: Path) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
-def windows(demo_test_set: list[dict[str, Any]]) -> list[Window]:
-    """Windows of many kinds: languages given and not, tasks, prompts, timings, options."""
-    rng = random.Random(5)
-    beam = DecodeOptions(beam_size=3, temperatures=(0.0,))
-    result = []
-    for clip in demo_test_set[:24]:
-        result.append(
-            Window(
-                decode_audio(str(clip["path"])),
-                language=rng.choice([None, clip["language"]]),
-                task=rng.choice(list(Task)),
-                prompt=rng.choice(["", "Turn on the lamp.", "Call Anna at two o'clock. Open the door."]),
-                timestamps=rng.choice(list(Timestamps)),
-                options=rng.choice([GREEDY, beam]),
-            )
-        )
-    return result
-
-
-def summary(decoded: Decoded) -> tuple[Any, ...]:
-    tokens = [segment.tokens for segment in decoded.segments]
-    words = [(word.text, word.start_s, word.end_s) for word in decoded.alignment]
-    return tokens, words, decoded.language, decoded.consumed_s, decoded.is_complete
-
-
-def test_a_batched_row_gives_what_the_window_gives_alone(engine: Engine, windows: list[Window]) -> None:
-    alone = [engine.decode([window])[0] for window in windows]
-    shuffled = list(enumerate(windows))
-    random.Random(3).shuffle(shuffled)
-    for first in range(0, len(shuffled), 6):
-        batch = shuffled[first : first + 6]
-        for (index, _), decoded in zip(batch, engine.decode([w for _, w in batch]), strict=True):
-            assert summary(decoded) == summary(alone[index])
-            for ours, theirs in zip(decoded.segments, alone[index].segments, strict=True):
-                assert ours.avg_logprob == pytest.approx(theirs.avg_logprob, abs=1e-4)
-
-
-def test_failed_rows_alone_go_to_the_next_temperature(engine: Engine, windows: list[Window]) -> None:
-    plain = [replace(w, timestamps=Timestamps.SEGMENT, prompt="", options=GREEDY) for w in windows[:8]]
-    ratios = [engine.decode([w])[0].segments[0].compression_ratio for w in plain]
-    threshold = sorted(ratios)[4]
-    ladder = replace(GREEDY, temperatures=(0.0, 0.4), compression_ratio_threshold=threshold - 1e-9)
-    decoded = engine.decode([replace(w, options=ladder) for w in plain])
-    for ratio, result in zip(ratios, decoded, strict=True):
-        assert result.temperature == (0.4 if ratio >= threshold else 0.0)
+def recorded(demo_model_path: Path) -> tuple[Engine, RecordedWhisper]:
+    return recorded_engine(demo_model_path)
 
 
 def test_languages_are_ranked(engine: Engine, demo_test_set: list[dict[str, Any]]) -> None:
@@ -99,16 +63,20 @@ def test_an_unknown_language_is_refused_by_name(engine: Engine) -> None:
     assert caught.value.param == "language"
 
 
-def test_a_prompt_that_leaves_no_room_is_refused(engine: Engine) -> None:
+def test_a_prompt_that_leaves_no_room_is_refused_before_anything_is_computed(
+    recorded: tuple[Engine, RecordedWhisper],
+) -> None:
+    engine, calls = recorded
+    calls.calls.clear()
     window = Window(
         np.zeros(16_000, dtype=np.float32),
-        language="en",
         prompt="Open the door. " * 100,
         options=replace(GREEDY, max_new_tokens=440),
     )
     with pytest.raises(InvalidRequestError, match="max_new_tokens") as caught:
         engine.decode([window])
     assert caught.value.code == "context_length_exceeded"
+    assert calls.calls == []
 
 
 def test_a_token_id_beyond_the_vocabulary_is_refused(engine: Engine) -> None:
@@ -153,6 +121,46 @@ def test_control_tokens_in_a_prompt_are_only_left_out(
         for prompt in ("Open the door.", "<|endoftext|>Open the <|translate|>door.<|nospeech|>")
     ]
     assert texts[0] == texts[1] != ""
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (RuntimeError("CUDA failed with error out of memory"), EngineOutOfMemoryError),
+        (RuntimeError("cuBLAS failed with status CUBLAS_STATUS_ALLOC_FAILED"), EngineOutOfMemoryError),
+        (MemoryError("std::bad_alloc"), EngineOutOfMemoryError),
+        (RuntimeError("CUDA failed with error an illegal memory access was encountered"), EngineError),
+    ],
+)
+def test_faults_of_the_device_are_named_and_keep_their_cause(
+    recorded: tuple[Engine, RecordedWhisper], fault: Exception, kind: type[EngineError]
+) -> None:
+    engine, whisper = recorded
+    window = Window(np.zeros(16_000, dtype=np.float32), language="en", options=GREEDY)
+    whisper.fault = fault
+    with pytest.raises(EngineError) as caught:
+        engine.decode([window])
+    assert type(caught.value) is kind
+    assert caught.value.__cause__ is fault
+    assert "CUDA" not in caught.value.message
+    assert len(engine.decode([window])) == 1  # the next call is none the worse for it
+
+
+def test_a_call_to_an_engine_without_weights_is_an_engine_error(demo_model_path: Path) -> None:
+    engine = faster_whisper.load(demo_model_path, COMPUTE)
+    engine.close()
+    with pytest.raises(EngineError) as caught:
+        engine.decode([Window(np.zeros(16_000, dtype=np.float32), language="en", options=GREEDY)])
+    assert type(caught.value) is EngineError
+
+
+def test_encodings_in_bfloat16_are_put_together_on_the_host() -> None:
+    """Numpy has no such numbers, and some GPUs compute in them."""
+    views = [StorageView.from_array(np.full((1, 4, 2), n, np.float32)) for n in range(3)]
+    encodings = Encodings([Chunk(v.to(DataType.bfloat16), [row]) for row, v in enumerate(views)])
+    taken = np.asarray(encodings.take([0, 2]))
+    assert taken.shape == (2, 4, 2)
+    assert taken[:, 0, 0].tolist() == [0.0, 2.0]
 
 
 def test_capabilities_tell_what_was_loaded(engine: Engine, demo_model_path: Path) -> None:

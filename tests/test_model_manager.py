@@ -612,6 +612,19 @@ async def test_the_log_tells_what_was_loaded_and_why_it_went(
     ]
 
 
+async def test_an_engine_given_up_is_loaded_anew_and_never_closed(workshop: Workshop) -> None:
+    async with workshop.manager(max_loaded=1) as manager:
+        user = await user_of(manager, "a")
+        manager.retire(workshop.engines[0])
+        assert manager.loaded() == []
+        again = await user_of(manager, "a")  # there is a place, though the first user has not left
+        assert [engine.name for engine in workshop.engines] == ["a", "a"]
+        assert manager.loads == 2
+        await user.leave()
+        await again.leave()
+    assert [engine.is_closed for engine in workshop.engines] == [False, True]
+
+
 async def test_loaded_tells_users_age_and_capabilities(workshop: Workshop) -> None:
     before = datetime.now(UTC)
     async with workshop.manager() as manager:

@@ -290,7 +290,7 @@ ROUTES = [
     Row("PATCH", {}, "method_not_allowed", None, 405, "PATCH", "/v1/models/demo"),
     Row("POST of models", upload(AUDIO), "method_not_allowed", None, 405, "POST", "/v1/models"),
     Row("unknown route", upload(AUDIO), "not_found", None, 404, "POST", "/v1/audio/transcription"),
-    Row("no route", {}, "not_found", None, 404, "GET", "/"),
+    Row("no route", {}, "not_found", None, 404, "GET", "/nothing"),
     Row("speech", {"json": {"input": "x"}}, "not_found", None, 404, "POST", "/v1/audio/speech"),
     Row("route of junk", {}, "not_found", None, 404, "GET", "/v1/%ff%00/%F0%9F"),
 ]

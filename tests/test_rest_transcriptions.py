@@ -235,7 +235,7 @@ def test_a_file_part_may_come_first_or_last_and_without_name_and_type(
         ("no_extension", SHORT, "audio/webm;codecs=opus"),
         ("../../etc/passwd", SHORT, "text/plain"),
     ],
-    ids=str,
+    ids=["bytes", "stream", "no name", "other letters", "no type", "another type", "a path"],
 )
 def test_every_kind_of_file_the_sdk_takes_is_heard(sdk: OpenAI, file: Any) -> None:
     assert sdk.audio.transcriptions.create(file=file, model="demo").text == "as scripted"

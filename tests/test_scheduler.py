@@ -4,19 +4,36 @@ import asyncio
 import gc
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from whisper_server.core.errors import EngineError, UnsupportedByEngineError
-from whisper_server.core.types import Window
+from whisper_server.core.errors import (
+    EngineCrashedError,
+    EngineError,
+    EngineOutOfMemoryError,
+    EngineTimeoutError,
+    InvalidRequestError,
+    ServerBusyError,
+    UnsupportedByEngineError,
+)
+from whisper_server.core.scheduling import Caller, Priority
+from whisper_server.core.types import Decoded, DecodeOptions, Window
 from whisper_server.engines.scripted import ScriptedEngine, Step, scripted_capabilities
+from whisper_server.services.engine_lane import SchedulerLimits
 from whisper_server.services.scheduler import Scheduler
+
+FILE = Priority.SHORT_FILE
 
 
 def window(seconds: float = 1.0) -> Window:
     return Window(np.zeros(round(seconds * 16_000), np.float32))
+
+
+def texts(results: Sequence[Decoded]) -> list[str]:
+    return [decoded.segments[0].text for decoded in results]
 
 
 def begun(engine: ScriptedEngine, count: int) -> Any:
@@ -31,14 +48,14 @@ async def turns() -> None:
 
 async def test_the_results_are_in_the_order_of_the_windows() -> None:
     engine = ScriptedEngine([Step("a"), Step("b")])
-    results = await Scheduler().decode(engine, [window(), window()])
-    assert [d.segments[0].text for d in results] == [" a", " b"]
+    results = await Scheduler().decode(engine, [window(), window()], priority=FILE)
+    assert texts(results) == [" a", " b"]
     assert engine.calls == [2]
 
 
 async def test_a_language_is_detected_the_same_way() -> None:
     engine = ScriptedEngine(then=Step(language="pt"))
-    assert await Scheduler().detect_language(engine, [window()]) == [[("pt", 1.0)]]
+    assert await Scheduler().detect_language(engine, [window()], priority=FILE) == [[("pt", 1.0)]]
 
 
 @pytest.mark.parametrize("parallel_calls", [1, 3])
@@ -48,7 +65,7 @@ async def test_no_more_calls_run_than_the_engine_can_use(parallel_calls: int) ->
         then=Step(gate=gate), capabilities=scripted_capabilities(parallel_calls=parallel_calls)
     )
     scheduler = Scheduler()
-    tasks = [asyncio.create_task(scheduler.decode(engine, [window()])) for _ in range(6)]
+    tasks = [asyncio.create_task(scheduler.decode(engine, [window()], priority=FILE)) for _ in range(6)]
     await begun(engine, parallel_calls)
     await turns()
     assert len(engine.windows) == parallel_calls
@@ -58,13 +75,13 @@ async def test_no_more_calls_run_than_the_engine_can_use(parallel_calls: int) ->
     assert len(engine.windows) == 6
 
 
-async def test_first_come_first_served() -> None:
+async def test_a_client_is_served_in_its_own_order() -> None:
     gate = threading.Event()
-    engine = ScriptedEngine([Step(gate=gate)])
+    engine = ScriptedEngine([Step(gate=gate)], capabilities=scripted_capabilities(max_batch=1))
     scheduler = Scheduler()
     tasks = []
     for seconds in (1.0, 2.0, 3.0, 4.0):
-        tasks.append(asyncio.create_task(scheduler.decode(engine, [window(seconds)])))
+        tasks.append(asyncio.create_task(scheduler.decode(engine, [window(seconds)], priority=FILE)))
         await turns()
     gate.set()
     await asyncio.gather(*tasks)
@@ -75,9 +92,9 @@ async def test_engines_do_not_wait_for_each_other() -> None:
     gate = threading.Event()
     held, free = ScriptedEngine([Step(gate=gate)]), ScriptedEngine()
     scheduler = Scheduler()
-    waiting = asyncio.create_task(scheduler.decode(held, [window()]))
+    waiting = asyncio.create_task(scheduler.decode(held, [window()], priority=FILE))
     await begun(held, 1)
-    assert await scheduler.decode(free, [window()])
+    assert await scheduler.decode(free, [window()], priority=FILE)
     assert not waiting.done()
     gate.set()
     await waiting
@@ -87,10 +104,10 @@ async def test_a_cancelled_call_that_still_waits_never_reaches_the_engine() -> N
     gate = threading.Event()
     engine = ScriptedEngine([Step(gate=gate)])
     scheduler = Scheduler()
-    first = asyncio.create_task(scheduler.decode(engine, [window(1.0)]))
+    first = asyncio.create_task(scheduler.decode(engine, [window(1.0)], priority=FILE))
     await begun(engine, 1)
-    second = asyncio.create_task(scheduler.decode(engine, [window(2.0)]))
-    third = asyncio.create_task(scheduler.decode(engine, [window(3.0)]))
+    second = asyncio.create_task(scheduler.decode(engine, [window(2.0)], priority=FILE))
+    third = asyncio.create_task(scheduler.decode(engine, [window(3.0)], priority=FILE))
     await turns()
     second.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -104,9 +121,9 @@ async def test_a_cancelled_call_that_runs_holds_its_place_until_the_engine_is_fr
     gate = threading.Event()
     engine = ScriptedEngine([Step(gate=gate)])
     scheduler = Scheduler()
-    running = asyncio.create_task(scheduler.decode(engine, [window(1.0)]))
+    running = asyncio.create_task(scheduler.decode(engine, [window(1.0)], priority=FILE))
     await begun(engine, 1)
-    following = asyncio.create_task(scheduler.decode(engine, [window(2.0)]))
+    following = asyncio.create_task(scheduler.decode(engine, [window(2.0)], priority=FILE))
     running.cancel()
     await turns()
     assert not running.done()
@@ -123,7 +140,7 @@ async def test_the_failure_of_a_cancelled_call_is_nobodys_concern() -> None:
     engine = ScriptedEngine([Step(gate=gate, error=RuntimeError("late"))])
     reported: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
-    running = asyncio.create_task(Scheduler().decode(engine, [window()]))
+    running = asyncio.create_task(Scheduler().decode(engine, [window()], priority=FILE))
     await begun(engine, 1)
     running.cancel()
     await turns()
@@ -141,7 +158,9 @@ async def test_what_an_engine_raises_fails_only_its_own_call() -> None:
     engine = ScriptedEngine([Step(error=cause), Step("fine")])
     scheduler = Scheduler()
     failed, fine = await asyncio.gather(
-        scheduler.decode(engine, [window()]), scheduler.decode(engine, [window()]), return_exceptions=True
+        scheduler.decode(engine, [window()], priority=FILE),
+        scheduler.decode(engine, [window()], priority=FILE),
+        return_exceptions=True,
     )
     assert isinstance(failed, EngineError)
     assert failed.__cause__ is cause
@@ -153,16 +172,335 @@ async def test_what_an_engine_raises_fails_only_its_own_call() -> None:
 async def test_what_an_engine_refuses_keeps_its_name() -> None:
     refusal = UnsupportedByEngineError("No hotwords here.", param="hotwords")
     with pytest.raises(UnsupportedByEngineError) as caught:
-        await Scheduler().decode(ScriptedEngine([Step(error=refusal)]), [window()])
+        await Scheduler().decode(ScriptedEngine([Step(error=refusal)]), [window()], priority=FILE)
     assert caught.value is refusal
 
 
 async def test_an_engine_nobody_holds_is_forgotten() -> None:
     engine = ScriptedEngine()
     scheduler = Scheduler()
-    await scheduler.decode(engine, [window()])
+    await scheduler.decode(engine, [window()], priority=FILE)
     reference = weakref.ref(engine)
     del engine
     await turns()
     gc.collect()
     assert reference() is None
+
+
+class Patient:
+    """A scheduler whose engine is busy with one window of a length of its own, so that others gather."""
+
+    def __init__(self, engine: ScriptedEngine, gate: threading.Event, **limits: Any) -> None:
+        self.engine = engine
+        self.gate = gate
+        self.scheduler = Scheduler(SchedulerLimits(**limits))
+        self.tasks: list[asyncio.Task[list[Decoded]]] = []
+
+    async def hold(self) -> None:
+        self.tasks.append(
+            asyncio.create_task(self.scheduler.decode(self.engine, [window(29)], priority=FILE))
+        )
+        await begun(self.engine, 1)
+
+    async def add(self, *windows: Window, priority: Priority = FILE, client: str = "") -> None:
+        for one in windows:
+            work = self.scheduler.decode(self.engine, [one], priority=priority, caller=Caller(client))
+            self.tasks.append(asyncio.create_task(work))
+            await turns()
+
+    async def release(self) -> list[list[Decoded] | BaseException]:
+        self.gate.set()
+        return await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+@pytest.fixture
+async def patient() -> Patient:
+    gate = threading.Event()
+    patient = Patient(ScriptedEngine([Step(gate=gate)]), gate)
+    await patient.hold()
+    return patient
+
+
+def durations(engine: ScriptedEngine) -> list[float]:
+    return [one.duration_s for one in engine.windows]
+
+
+async def test_what_waits_goes_together_when_the_engine_is_free(patient: Patient) -> None:
+    await patient.add(*(window(seconds) for seconds in (1, 2, 3)))
+    await patient.release()
+    assert patient.engine.calls == [1, 3]
+
+
+async def test_a_batch_is_no_larger_than_the_engine_likes() -> None:
+    gate = threading.Event()
+    engine = ScriptedEngine([Step(gate=gate)], capabilities=scripted_capabilities(max_batch=2))
+    patient = Patient(engine, gate)
+    await patient.hold()
+    await patient.add(*(window() for _ in range(5)))
+    await patient.release()
+    assert engine.calls == [1, 2, 2, 1]
+
+
+async def test_a_batch_is_no_larger_than_the_settings_say() -> None:
+    gate = threading.Event()
+    patient = Patient(ScriptedEngine([Step(gate=gate)]), gate, max_batch=3)
+    await patient.hold()
+    await patient.add(*(window() for _ in range(5)))
+    await patient.release()
+    assert patient.engine.calls == [1, 3, 2]
+
+
+async def test_windows_with_other_options_go_apart(patient: Patient) -> None:
+    greedy = DecodeOptions(beam_size=1)
+    await patient.add(window(1), Window(window(2).samples, options=greedy), window(3))
+    await patient.release()
+    assert patient.engine.calls == [1, 2, 1]
+    assert durations(patient.engine)[1:] == [1, 3, 2]
+
+
+async def test_the_urgent_is_decoded_first(patient: Patient) -> None:
+    await patient.add(window(1), priority=Priority.LONG_FILE)
+    await patient.add(window(2), priority=Priority.SHORT_FILE)
+    await patient.add(window(3), priority=Priority.LIVE_FINAL)
+    await patient.release()
+    assert durations(patient.engine)[1:] == [3, 2, 1]
+
+
+async def test_files_come_one_at_a_time_while_somebody_speaks(patient: Patient) -> None:
+    await patient.add(window(1), window(2), window(3))
+    await patient.add(window(4), priority=Priority.LIVE_PARTIAL)
+    await patient.release()
+    assert patient.engine.calls == [1, 1, 1, 1, 1]
+    assert durations(patient.engine)[1] == 4
+
+
+async def test_clients_take_turns() -> None:
+    gate = threading.Event()
+    patient = Patient(ScriptedEngine([Step(gate=gate)]), gate, max_batch=1)
+    await patient.hold()
+    await patient.add(window(1), window(2), window(3), client="a")
+    await patient.add(window(11), client="b")
+    await patient.release()
+    assert durations(patient.engine)[1:] == [1, 11, 2, 3]
+
+
+async def test_a_full_queue_refuses_and_keeps_what_it_has() -> None:
+    gate = threading.Event()
+    patient = Patient(ScriptedEngine([Step(gate=gate)]), gate, max_waiting=2)
+    await patient.hold()
+    await patient.add(window(1), window(2), window(3))
+    outcomes = await patient.release()
+    assert [isinstance(one, ServerBusyError) for one in outcomes] == [False, False, False, True]
+    assert patient.scheduler.counters.windows_refused == 1
+
+
+async def test_a_window_called_off_in_a_waiting_batch_is_never_decoded(patient: Patient) -> None:
+    await patient.add(window(1), window(2), window(3))
+    patient.tasks[2].cancel()
+    await turns()
+    assert patient.scheduler.backlog().waiting[FILE] == 2
+    await patient.release()
+    assert durations(patient.engine) == [29, 1, 3]
+    assert patient.scheduler.counters.windows_dropped == 1
+    assert patient.scheduler.counters.windows_wasted == 0
+
+
+async def test_a_row_called_off_while_its_batch_runs_takes_no_other_with_it() -> None:
+    gate = threading.Event()
+    engine = ScriptedEngine([Step(), Step("stays", gate=gate)])
+    scheduler = Scheduler()
+    both = asyncio.create_task(scheduler.decode(engine, [window(1), window(2)], priority=FILE))
+    await begun(engine, 2)
+    waiting = asyncio.create_task(scheduler.decode(engine, [window(3)], priority=FILE))
+    await turns()
+    waiting.cancel()
+    gate.set()
+    assert texts(await both) == [" as scripted", " stays"]
+    assert len(engine.windows) == 2
+
+
+async def test_how_long_a_window_waited_and_ran_is_told() -> None:
+    now_s = [100.0]
+    gate = threading.Event()
+    engine = ScriptedEngine([Step(gate=gate), Step("second")])
+    scheduler = Scheduler(clock=lambda: now_s[0])
+    first = asyncio.create_task(scheduler.decode(engine, [window()], priority=FILE))
+    await begun(engine, 1)
+    second = asyncio.create_task(scheduler.decode_timed(engine, window(), priority=Priority.LIVE_FINAL))
+    await turns()
+    now_s[0] += 2.5
+    gate.set()
+    await first
+    timed = await second
+    assert (timed.queue_wait_s, timed.inference_s) == (2.5, 0.0)
+    assert texts([timed.decoded]) == [" second"]
+
+
+async def test_the_estimated_wait_follows_what_was_measured() -> None:
+    now_s = [0.0]
+    gates = [threading.Event(), threading.Event()]
+    engine = ScriptedEngine([Step(gate=gates[0]), Step(gate=gates[1])])
+    scheduler = Scheduler(clock=lambda: now_s[0])
+    assert scheduler.estimated_wait_s(FILE) == 0.0
+    first = asyncio.create_task(scheduler.decode(engine, [window(10)], priority=FILE))
+    await begun(engine, 1)
+    now_s[0] += 5.0
+    gates[0].set()
+    await first
+    assert scheduler.backlog().compute_per_audio_s == pytest.approx(0.5)
+    tasks = [asyncio.create_task(scheduler.decode(engine, [window(10)], priority=FILE))]
+    await begun(engine, 2)
+    tasks.append(asyncio.create_task(scheduler.decode(engine, [window(20)], priority=Priority.LONG_FILE)))
+    await turns()
+    assert scheduler.estimated_wait_s(Priority.LIVE_FINAL) == pytest.approx(2.5)  # half of what runs
+    assert scheduler.estimated_wait_s(Priority.LONG_FILE) == pytest.approx(12.5)
+    backlog = scheduler.backlog()
+    assert (backlog.waiting_audio_s, backlog.running) == (20.0, 1)
+    gates[1].set()
+    await asyncio.gather(*tasks)
+
+
+class Faulty(ScriptedEngine):
+    """An engine on which what a window's language names happens to the whole call, after one that waits."""
+
+    def __init__(
+        self,
+        *,
+        can_go_on: bool = True,
+        parallel_calls: int = 1,
+        most_rows: int = 99,
+        then: Sequence[Step] = (),
+    ) -> None:
+        self.gate = threading.Event()
+        capabilities = scripted_capabilities(parallel_calls=parallel_calls)
+        super().__init__([Step(gate=self.gate), *then], then=Step("right"), capabilities=capabilities)
+        self.can_go_on = can_go_on
+        self.most_rows = most_rows
+        self.was_aborted = threading.Event()
+
+    def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+        decoded = super().decode(windows)
+        languages = [one.language for one in windows]
+        if "poison" in languages:
+            raise RuntimeError("a poisoned row")
+        if "wrong" in languages:
+            raise InvalidRequestError("Wrong.", param="language")
+        if "killer" in languages or ("killed" in languages and len(windows) > 1):
+            raise EngineCrashedError("The process died.")
+        if len(windows) > self.most_rows and None not in languages:
+            raise EngineOutOfMemoryError("No memory.")
+        if "hang" in languages:
+            self.was_aborted.wait(30)
+            raise EngineCrashedError("The process was killed.")
+        return decoded
+
+    def abort(self) -> bool:
+        self.was_aborted.set()
+        return self.can_go_on
+
+    async def outcomes(self, scheduler: Scheduler, *languages: str) -> list[str | type[BaseException]]:
+        """What becomes of windows of these languages that have gathered while the engine was busy."""
+        held = asyncio.create_task(scheduler.decode(self, [window()], priority=FILE))
+        await begun(self, len(self.windows) + 1)
+        tasks = [
+            asyncio.create_task(
+                scheduler.decode(self, [Window(window().samples, language=one)], priority=FILE)
+            )
+            for one in languages
+        ]
+        await turns()
+        self.gate.set()
+        await held
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        return [type(one) if isinstance(one, BaseException) else texts(one)[0].strip() for one in done]
+
+
+@pytest.mark.parametrize(("language", "error"), [("poison", EngineError), ("wrong", InvalidRequestError)])
+@pytest.mark.parametrize("place", range(5))
+async def test_a_poisoned_row_fails_alone(language: str, error: type[Exception], place: int) -> None:
+    languages = ["en"] * 5
+    languages[place] = language
+    scheduler = Scheduler()
+    outcomes = await Faulty().outcomes(scheduler, *languages)
+    assert outcomes == [error if one == language else "right" for one in languages]
+    assert scheduler.counters.windows_failed == 1
+    assert scheduler.counters.windows_decoded == 5  # and the one before
+    assert scheduler.counters.calls_split >= 2
+
+
+async def test_rows_whose_process_died_run_once_more_each_alone() -> None:
+    engine, scheduler = Faulty(), Scheduler()
+    assert await engine.outcomes(scheduler, "en", "killed", "pt") == ["right"] * 3
+    assert engine.calls == [1, 3, 1, 1, 1]
+    assert scheduler.counters.windows_retried == 3
+    assert scheduler.counters.windows_failed == 0
+
+
+@pytest.mark.parametrize("parallel_calls", [1, 3])
+async def test_a_row_that_kills_its_process_twice_fails_and_takes_nobody_with_it(parallel_calls: int) -> None:
+    engine, scheduler = Faulty(parallel_calls=parallel_calls), Scheduler()
+    outcomes = await engine.outcomes(scheduler, "en", "killer", "pt", "de")
+    assert outcomes == ["right", EngineCrashedError, "right", "right"]
+    assert scheduler.counters.windows_failed == 1
+
+
+async def test_a_row_called_off_before_its_second_run_has_none() -> None:
+    again = threading.Event()
+    engine, scheduler = Faulty(then=[Step(), Step(), Step(gate=again)]), Scheduler()
+    held = asyncio.create_task(scheduler.decode(engine, [window()], priority=FILE))
+    await begun(engine, 1)
+    killer, other = (Window(window().samples, language=language) for language in ("killer", "de"))
+    tasks = [asyncio.create_task(scheduler.decode(engine, [one], priority=FILE)) for one in (killer, other)]
+    await turns()
+    engine.gate.set()
+    await held
+    await begun(engine, 4)  # both have crashed together, and the first runs again
+    tasks[1].cancel()
+    await turns()
+    again.set()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(one) for one in outcomes] == [EngineCrashedError, asyncio.CancelledError]
+    assert [one.language for one in engine.windows] == [None, "killer", "de", "killer"]
+    assert scheduler.backlog().running == 0
+
+
+async def test_want_of_memory_halves_the_batch_from_then_on() -> None:
+    engine, scheduler = Faulty(most_rows=2), Scheduler()
+    assert await engine.outcomes(scheduler, *["en"] * 8) == ["right"] * 8
+    assert engine.calls == [1, 8, 4, 2, 2, 4, 2, 2]
+    assert scheduler.counters.calls_out_of_memory == 3
+    assert scheduler.counters.windows_failed == 0
+
+
+async def test_after_a_while_larger_batches_are_tried_again() -> None:
+    engine, scheduler = Faulty(most_rows=2), Scheduler()
+    await engine.outcomes(scheduler, *["en"] * 4)
+    engine.most_rows = 99
+    for _ in range(64):
+        await scheduler.decode(engine, [window()], priority=FILE)
+    await scheduler.decode(engine, [window() for _ in range(4)], priority=FILE)
+    assert engine.calls[-1] == 4
+
+
+async def test_one_row_without_memory_for_it_fails_by_that_name() -> None:
+    assert await Faulty(most_rows=0).outcomes(Scheduler(), "en") == [EngineOutOfMemoryError]
+
+
+async def test_a_call_that_hangs_is_given_up_and_the_engine_goes_on() -> None:
+    engine, scheduler = Faulty(), Scheduler(SchedulerLimits(max_batch=1, call_timeout_s=0.05))
+    engine.gate.set()
+    assert await engine.outcomes(scheduler, "hang", "en") == [EngineTimeoutError, "right"]
+    assert engine.was_aborted.is_set()
+    assert scheduler.counters.calls_hung == 1
+
+
+async def test_an_engine_that_cannot_go_on_is_reported_and_used_no_more() -> None:
+    lost: list[Any] = []
+    engine = Faulty(can_go_on=False)
+    engine.gate.set()
+    scheduler = Scheduler(SchedulerLimits(max_batch=1, call_timeout_s=0.05), on_lost=lost.append)
+    assert await engine.outcomes(scheduler, "hang", "en") == [EngineTimeoutError, EngineTimeoutError]
+    assert lost == [engine]
+    with pytest.raises(EngineTimeoutError):
+        await scheduler.decode(engine, [window()], priority=FILE)
+    assert len(engine.windows) == 2

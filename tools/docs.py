@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from tools.api_docs import api_page
 from tools.error_docs import errors_page
+from tools.session_diagram import streaming_page
 from whisper_server.config import (
     DecodeProfile,
     Leaf,
@@ -114,6 +115,7 @@ GENERATED_DOCS: tuple[GeneratedDoc, ...] = (
     (Path("docs/settings.md"), settings_page),
     (Path("docs/errors.md"), errors_page),
     (Path("docs/api.md"), api_page),
+    (Path("docs/streaming.md"), streaming_page),
 )
 """Every generated file; add a pair here and `make docs` and `make check` know of it."""
 
@@ -146,8 +148,6 @@ def _settings_row(leaf: Leaf) -> tuple[str, ...]:
     meaning = leaf.description
     if leaf.choices:
         meaning += f" One of {_code(leaf.choices)}."
-    if leaf.setting.no_effect_yet:
-        meaning += " *No effect yet.*"
     return (f"`{leaf.name}`", _default(leaf), _code(leaf.environment_names), _code(leaf.flags), meaning)
 
 

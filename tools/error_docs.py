@@ -22,9 +22,9 @@ precise one. For `InvalidRequestError` these are `unsupported_value`, `invalid_v
 `context_length_exceeded`.
 
 OpenAI's SDKs try again after 408, 409, 429 and 5xx; the header `x-should-retry` overrides that where trying
-again cannot help. `Retry-After` comes with 429. An unknown route is 404 `not_found`, a wrong method 405
-`method_not_allowed`, and a fault the server did not foresee 500 `internal_error` with the request id to look
-for in the log.
+again cannot help. `Retry-After` comes with 429 and with 503 `server_draining`. An unknown route is 404
+`not_found`, a wrong method 405 `method_not_allowed`, and a fault the server did not foresee 500
+`internal_error` with the request id to look for in the log.
 
 | Fault | Status | Type | Code | `x-should-retry` | Meaning |
 |---|---|---|---|---|---|

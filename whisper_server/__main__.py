@@ -1,7 +1,15 @@
-"""`python -m whisper_server`."""
+"""`python -m whisper_server`, and the `whisper-server` script."""
 
 import sys
 
-from whisper_server.cli.main import main
 
-sys.exit(main())
+def main() -> int:
+    """Run the command of this process, and return its exit code."""
+    # Here, because the process of each model imports this module too.
+    from whisper_server.cli.main import main as run
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

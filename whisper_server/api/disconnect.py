@@ -1,4 +1,4 @@
-"""Work that ends when its client leaves."""
+"""Work that ends when its client leaves, or when its request is called off."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -6,14 +6,19 @@ from typing import TypeVar
 import anyio
 from starlette.requests import ClientDisconnect, Request
 
+from whisper_server.services.requests import RunningRequest
+
 _Result = TypeVar("_Result")
 
 
-async def until_disconnect(request: Request, work: Callable[[], Awaitable[_Result]]) -> _Result:
+async def until_disconnect(
+    request: Request, running: RunningRequest, work: Callable[[], Awaitable[_Result]]
+) -> _Result:
     """Run `work` and cancel it when the client closes the connection. The body has been read.
 
     Raises:
         ClientDisconnect: the client left first.
+        WhisperServerError: what the request was called off with.
     """
     results: list[_Result] = []
     has_left = False
@@ -28,7 +33,7 @@ async def until_disconnect(request: Request, work: Callable[[], Awaitable[_Resul
     try:
         async with anyio.create_task_group() as group:
             group.start_soon(listen, group.cancel_scope)
-            results.append(await work())
+            results.append(await running.run(work))
             group.cancel_scope.cancel()
     except BaseExceptionGroup as errors:
         # One task listens and cannot fail, so there is one error: the work's.

@@ -54,6 +54,10 @@ WIRE_ERRORS: dict[type[errors.WhisperServerError], WireError] = {
     errors.UnsupportedAudioFormatError: WireError(400, INVALID_REQUEST, "unsupported_format"),
     errors.NoAudioStreamError: WireError(400, INVALID_REQUEST, "no_audio_stream"),
     errors.AudioTooLongError: WireError(400, INVALID_REQUEST, "audio_too_long"),
+    errors.SessionExistsError: WireError(400, INVALID_REQUEST, "session_exists"),
+    errors.SessionEndedError: WireError(400, INVALID_REQUEST, "session_ended"),
+    errors.EmptyCommitError: WireError(400, INVALID_REQUEST, "input_audio_buffer_commit_empty"),
+    errors.ChunkTooLongError: WireError(400, INVALID_REQUEST, "chunk_too_long"),
     errors.MissingApiKeyError: WireError(401, INVALID_REQUEST, "missing_api_key"),
     errors.InvalidApiKeyError: WireError(401, INVALID_REQUEST, "invalid_api_key"),
     errors.HostNotAllowedError: WireError(400, INVALID_REQUEST, "invalid_host"),
@@ -67,8 +71,17 @@ WIRE_ERRORS: dict[type[errors.WhisperServerError], WireError] = {
     errors.ModelLoadError: WireError(503, SERVER_ERROR, "model_load_failed", should_retry=False),
     errors.ServerBusyError: WireError(429, "rate_limit_error", "server_busy", should_retry=True),
     errors.ServerDrainingError: WireError(503, SERVER_ERROR, "server_draining", should_retry=True),
+    errors.TooManySessionsError: WireError(429, "rate_limit_error", "too_many_sessions", should_retry=True),
+    errors.VoiceDetectorsExhaustedError: WireError(
+        429, "rate_limit_error", "voice_detectors_exhausted", should_retry=True
+    ),
+    errors.QueueFullError: WireError(429, "rate_limit_error", "queue_full", should_retry=True),
+    errors.QueueCongestedError: WireError(429, "rate_limit_error", "queue_congested", should_retry=True),
+    errors.AudioMemoryFullError: WireError(429, "rate_limit_error", "audio_memory_full", should_retry=True),
     errors.RequestCancelledError: WireError(409, INVALID_REQUEST, "request_cancelled", should_retry=False),
     errors.DeadlineExceededError: WireError(504, SERVER_ERROR, "deadline_exceeded", should_retry=False),
+    errors.SessionTimeoutError: WireError(408, INVALID_REQUEST, "session_timeout", should_retry=False),
+    errors.SlowReaderError: WireError(408, INVALID_REQUEST, "reader_too_slow", should_retry=False),
     errors.EngineError: WireError(500, SERVER_ERROR, "inference_failed"),
     errors.EngineOutOfMemoryError: WireError(503, SERVER_ERROR, "engine_out_of_memory"),
     errors.EngineCrashedError: WireError(503, SERVER_ERROR, "engine_crashed"),
@@ -123,7 +136,8 @@ def install(app: FastAPI) -> None:
 async def _on_named(_: Request, error: Exception) -> Response:
     named = cast("errors.WhisperServerError", error)
     status = WIRE_ERRORS[type(named)].status
-    level = logging.ERROR if status >= 500 else logging.INFO
+    is_fault = status >= 500 and not isinstance(named, errors.ServerBusyError | errors.DeadlineExceededError)
+    level = logging.ERROR if is_fault else logging.INFO
     causes = f" ({named.causes})" if status >= 500 and named.causes else ""
     logger.log(level, "%s: %s%s", type(named).__name__, named.message, causes)
     logger.debug("It was raised here", exc_info=named)

@@ -2,6 +2,8 @@
 
 import re
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 from starlette.datastructures import MutableHeaders
@@ -16,6 +18,16 @@ _ACCEPTABLE = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 def request_id() -> str:
     """The id of the request in whose context this is called; `-` outside one."""
     return _current.get()
+
+
+@contextmanager
+def session_logging(session_id: str) -> Iterator[None]:
+    """Let the log lines of the block, and of tasks it starts, carry a session's id after the request's."""
+    token = _current.set(f"{_current.get()}/{session_id}")
+    try:
+        yield
+    finally:
+        _current.reset(token)
 
 
 class RequestIdMiddleware:

@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from whisper_server.api.ephemeral_keys import ephemeral_keys, opens
 from whisper_server.api.refusal import refuse
 from whisper_server.config import Settings
 from whisper_server.core.errors import ConfigurationError, InvalidApiKeyError, MissingApiKeyError
@@ -140,8 +141,9 @@ class AuthenticationMiddleware:
         if scope["type"] not in ("http", "websocket") or self._is_open(scope):
             await self._app(scope, receive, send)
             return
-        presented = list(_presented_keys(scope))
+        presented = list(presented_keys(scope))
         names = [name for key in presented if (name := self._keys.name_of(key)) is not None]
+        names += _owners(scope, presented)
         if names:
             scope.setdefault("state", {})[_STATE_KEY] = names[0]
             await self._app(scope, receive, send)
@@ -157,7 +159,7 @@ class AuthenticationMiddleware:
         return is_open and scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
 
 
-def _presented_keys(scope: Scope) -> Iterator[bytes]:
+def presented_keys(scope: Scope) -> Iterator[bytes]:
     """Every key a request brings: as OpenAI's clients, Azure's clients, and browsers' WebSockets send it."""
     headers = Headers(scope=scope)
     for value in headers.getlist("authorization"):
@@ -170,6 +172,13 @@ def _presented_keys(scope: Scope) -> Iterator[bytes]:
     for protocol in scope.get("subprotocols", ()):
         if protocol.startswith(_SUBPROTOCOL):
             yield protocol.removeprefix(_SUBPROTOCOL).encode("utf-8", "replace")
+
+
+def _owners(scope: Scope, presented: Iterable[bytes]) -> list[str]:
+    """Who made the ephemeral key that opens this request, if one does."""
+    keys = ephemeral_keys(scope)
+    key = keys.find(presented) if keys is not None and opens(scope) else None
+    return [key.owner] if key is not None and key.owner is not None else []
 
 
 def _digest(key: bytes) -> bytes:

@@ -10,6 +10,10 @@ from whisper_server.services.admission import Admission
 from whisper_server.services.audio_processor import AudioProcessor
 from whisper_server.services.model_catalog import ModelCatalog
 from whisper_server.services.model_manager import ModelManager
+from whisper_server.services.requests import RequestRegistry
+from whisper_server.services.scheduler import Scheduler
+from whisper_server.services.stream_timings import StreamTimings
+from whisper_server.services.streaming import StreamService
 from whisper_server.services.transcription import Transcriber
 
 
@@ -21,8 +25,12 @@ class Services:
     catalog: ModelCatalog
     manager: ModelManager
     audio_processor: AudioProcessor
+    scheduler: Scheduler
     transcriber: Transcriber
+    streams: StreamService
+    stream_timings: StreamTimings
     admission: Admission
+    requests: RequestRegistry
 
 
 def get_services(request: Request) -> Services:

@@ -2,17 +2,12 @@
 
 import argparse
 import json
-import os
-import re
-import subprocess
 import sys
 import textwrap
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from whisper_server.cli.server_process import server_process
 from whisper_server.demo import SAMPLES_PATH
 
 if TYPE_CHECKING:
@@ -20,10 +15,7 @@ if TYPE_CHECKING:
 
 _SHOWN_SEGMENTS = 8
 _SHOWN_CHARS = 110
-_START_S = 60
-_STOP_S = 30
 _Format = Literal["json", "text", "srt", "vtt", "verbose_json"]
-_LISTENING = re.compile(r"Listening on (http://\S+)")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -41,9 +33,9 @@ def run(_: argparse.Namespace) -> int:
     samples = json.loads((SAMPLES_PATH / "samples.json").read_text(encoding="utf-8"))
     started_s = time.perf_counter()
     try:
-        with _server() as url:
-            print(f"Server ready at {url} in {time.perf_counter() - started_s:.1f} s (model: demo)\n")
-            client = OpenAI(base_url=f"{url}/v1", api_key="none-needed")
+        with server_process("--model", "demo") as server:
+            print(f"Server ready at {server.url} in {time.perf_counter() - started_s:.1f} s (model: demo)\n")
+            client = OpenAI(base_url=f"{server.url}/v1", api_key="none-needed")
             for sample in samples:
                 _show_segments(client, sample)
             _show_formats(client, samples[0]["file"])
@@ -86,54 +78,3 @@ def _show_stream(client: "OpenAI", file: str) -> None:
     for event in client.audio.transcriptions.create(file=SAMPLES_PATH / file, model="demo", stream=True):
         print(f"  {textwrap.shorten(event.to_json(indent=None), _SHOWN_CHARS, placeholder=' …')}")
     print()
-
-
-@contextmanager
-def _server() -> Iterator[str]:
-    """A server on a free port, as its own process; yields its URL."""
-    command = [sys.executable, "-m", "whisper_server", "serve"]
-    # A free port, the demo model, no keys, and log lines to read, whatever the environment says.
-    command += [
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "0",
-        "--model",
-        "demo",
-        "--log-level",
-        "INFO",
-        "--log-file",
-        "none",
-        "--log-format",
-        "human",
-        "--security-api-keys",
-        "",
-        "--security-api-keys-file",
-        "none",
-    ]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        try:
-            yield _wait_for_url(process)
-        finally:
-            process.terminate()
-            try:
-                process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _wait_for_url(process: "subprocess.Popen[str]") -> str:
-    """The URL from the server's log; the rest of the log is read and dropped."""
-    assert process.stderr is not None
-    watchdog = threading.Timer(_START_S, process.kill)
-    watchdog.start()
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if match := _LISTENING.search(line):
-            threading.Thread(target=process.stderr.read, daemon=True).start()
-            watchdog.cancel()
-            return match[1]
-    watchdog.cancel()
-    raise RuntimeError("the server did not start:\n" + "".join(lines[-20:]))

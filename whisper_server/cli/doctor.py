@@ -14,9 +14,11 @@ from typing import TypeAlias
 
 from whisper_server.cli.settings_flags import add_settings_arguments, settings_from
 from whisper_server.config import ModelSettings
+from whisper_server.core.calibration import candidates, machine_fingerprint
 from whisper_server.core.errors import ConfigurationError
 from whisper_server.core.hardware import Decision, HardwareFacts
 from whisper_server.engines.hardware_probe import gather_facts
+from whisper_server.services.calibration_cache import Calibration, CalibrationCache, platform_cache_folder
 from whisper_server.services.compute_choice import decide
 
 _CANNOT_WORK = 2
@@ -42,6 +44,8 @@ class _Report:
         cache_free_bytes: free disk there, or None where it cannot be told.
         decision: the choice, or None where what was set cannot work.
         error: why it cannot, for the operator.
+        calibration_place: where calibrations are kept.
+        calibrations: those for this machine, the oldest first.
     """
 
     facts: HardwareFacts
@@ -50,6 +54,8 @@ class _Report:
     cache_free_bytes: int | None
     decision: Decision | None
     error: str | None
+    calibration_place: str
+    calibrations: list[Calibration]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the machine's facts, the packages, the model cache, and the choice with its reasons.
+    """Print the machine's facts, the packages, the model cache, the choice with its reasons, calibrations.
 
     Returns:
         The exit code: 0, or 2 when what is set cannot work on this machine.
@@ -86,6 +92,7 @@ def _examine(settings: ModelSettings) -> _Report:
     except ConfigurationError as refusal:
         error = refusal.message
     cache_folder = _cache_folder(settings)
+    calibrations = CalibrationCache(platform_cache_folder())
     return _Report(
         facts=facts,
         packages={name: _version(name) for name in _PACKAGES},
@@ -93,6 +100,8 @@ def _examine(settings: ModelSettings) -> _Report:
         cache_free_bytes=_free_bytes(cache_folder),
         decision=decision,
         error=error,
+        calibration_place=calibrations.place,
+        calibrations=calibrations.for_machine(machine_fingerprint(facts)),
     )
 
 
@@ -142,6 +151,7 @@ def _as_text(report: _Report) -> str:
         sections.append(("Choice", _rows(_choice_rows(report.decision))))
         sections.append(("Why", map(_item, report.decision.reasons)))
         sections.append(("Warnings", map(_item, report.decision.warnings)))
+        sections.append(("Calibration", _rows(_calibration_rows(report, report.decision))))
     blocks = ["\n".join((title, *lines)) for title, content in sections if (lines := list(content))]
     return "\n\n".join(blocks)
 
@@ -150,6 +160,7 @@ def _machine_rows(facts: HardwareFacts) -> Iterator[_Row]:
     usable = f"{facts.usable_cores} usable"
     limit = f"limited to {_number(facts.cpu_limit)}" if facts.cpu_limit is not None else "not limited"
     yield "system", f"{facts.system} {facts.architecture}"
+    yield "processor", facts.cpu_name or "unknown"
     yield "instruction sets", _words(facts.instruction_sets, "unknown")
     yield "cores", f"{facts.physical_cores} physical, {facts.logical_cores} logical, {limit}, {usable}"
     yield "memory", _bytes(facts.memory_bytes)
@@ -180,6 +191,22 @@ def _choice_rows(decision: Decision) -> Iterator[_Row]:
     yield "compute type", choice.compute_type
     yield "CPU threads", f"{choice.cpu_threads} per worker"
     yield "workers", str(choice.workers)
+
+
+def _calibration_rows(report: _Report, decision: Decision) -> Iterator[_Row]:
+    tried = candidates(decision, report.facts)
+    yield "candidates", ", ".join(map(str, tried)) if len(tried) > 1 else "none: there is nothing to choose"
+    yield "kept in", report.calibration_place
+    for entry in report.calibrations:
+        yield "model", entry.folder
+        yield "  chosen", f"{entry.chosen} for {entry.key.compute_type}"
+        yield "  measured", f"{entry.measured_at}, {entry.key.libraries}"
+        for measurement in entry.measurements:
+            yield "", str(measurement)
+        if entry.note:
+            yield "", entry.note
+        if entry.key.candidates != tried:
+            yield "", "not used: the settings leave other candidates"
 
 
 def _rows(rows: Iterable[_Row]) -> Iterator[str]:

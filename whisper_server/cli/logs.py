@@ -59,6 +59,14 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line | getattr(record, "fields", {}), default=str)
 
 
+class NoQueryFilter(logging.Filter):
+    """Drops uvicorn's own line for each WebSocket: it has the query in it, and the server writes its own."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is logged."""
+        return not (record.name == "uvicorn.error" and "WebSocket" in str(record.msg))
+
+
 def set_up_logging(settings: LoggingSettings) -> None:
     """Log to standard error, and to a file too where one is set.
 
@@ -73,12 +81,12 @@ def set_up_logging(settings: LoggingSettings) -> None:
             "encoding": "utf-8",
         }
     for handler in handlers.values():
-        handler |= {"formatter": settings.format, "filters": ["request_id"]}
+        handler |= {"formatter": settings.format, "filters": ["request_id", "no_query"]}
     configuration = {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"human": {"()": HumanFormatter}, "json": {"()": JsonFormatter}},
-        "filters": {"request_id": {"()": RequestIdFilter}},
+        "filters": {"request_id": {"()": RequestIdFilter}, "no_query": {"()": NoQueryFilter}},
         "handlers": handlers,
         "root": {"level": settings.level, "handlers": list(handlers)},
         "loggers": _logger_levels(settings),

@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 _INTERRUPTED = 130
 _BACKLOG = 2048
+_MAX_MESSAGE_BYTES = 24 << 20
+"""Of a WebSocket: 15 MiB of audio in base64, the most OpenAI takes at once, and what is around it."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -27,14 +29,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve.
 
     Returns:
-        The exit code: 0 after an orderly stop, 130 after Ctrl-C.
+        The exit code: 0 after an orderly stop, 130 after Ctrl-C. A second signal ends the process at once
+        with 128 and the signal's number: 130 after Ctrl-C, 143 after SIGTERM.
 
     Raises:
         ConfigurationError: a setting is wrong, cannot work on this machine, or names a taken port.
     """
     try:
         _serve(settings_from(arguments))
-    except KeyboardInterrupt:  # Ctrl-C: uvicorn has stopped in order
+    except KeyboardInterrupt:  # Ctrl-C: the server has stopped in order
         return _INTERRUPTED
     return 0
 
@@ -44,6 +47,7 @@ def _serve(loaded: LoadedSettings) -> None:
     import uvicorn
 
     from whisper_server.bootstrap import create_app
+    from whisper_server.cli.draining_server import DrainingServer
     from whisper_server.cli.logs import set_up_logging
 
     settings = loaded.settings
@@ -57,14 +61,16 @@ def _serve(loaded: LoadedSettings) -> None:
             app,
             log_config=None,
             lifespan="on",
-            ws="none",
+            ws="websockets-sansio",
+            ws_max_size=_MAX_MESSAGE_BYTES,
+            # A client that sends faster than real time is slowed down, and its pong waits behind its audio.
+            ws_ping_timeout=None,
             server_header=False,
-            timeout_graceful_shutdown=round(settings.server.shutdown_grace_s),
         )
         # uvicorn sends itself the signal that stopped it, once it has stopped in order.
         signal.signal(signal.SIGTERM, _exit)
         logger.info("Listening on %s", base_url(host, port))
-        uvicorn.Server(config).run(sockets=[listener])
+        DrainingServer(config, grace_s=settings.server.shutdown_grace_s).run(sockets=[listener])
 
 
 def _exit(_: int, __: FrameType | None) -> None:
@@ -81,7 +87,9 @@ def bind(server: ServerSettings) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(
             server.host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # asyncio sends small answers at once only where a socket is declared to be TCP: without that the
+        # second request of a connection waits 40 ms for its answer.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)

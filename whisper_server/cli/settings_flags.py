@@ -101,8 +101,6 @@ def _metavar(leaf: Leaf) -> str:
 def _help(leaf: Leaf) -> str:
     facts = [f"environment: {', '.join(leaf.environment_names)}"]
     facts[:0] = _default(leaf)
-    if leaf.setting.no_effect_yet:
-        facts.append("no effect yet")
     return f"{leaf.description} ({'; '.join(facts)})".replace("%", "%%")
 
 

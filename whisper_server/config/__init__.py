@@ -6,6 +6,7 @@ given them.
 """
 
 from whisper_server.config.leaves import Leaf, Setting, Shape, leaves_of
+from whisper_server.config.live_schema import StreamingSettings, VadSettings
 from whisper_server.config.loading import LoadedSettings, load_settings
 from whisper_server.config.profiles import DecodeProfile
 from whisper_server.config.schema import (
@@ -15,9 +16,7 @@ from whisper_server.config.schema import (
     SecuritySettings,
     ServerSettings,
     Settings,
-    StreamingSettings,
     TranscriptionSettings,
-    VadSettings,
     section_summary,
 )
 from whisper_server.config.values import effective_values, toml_key, toml_value

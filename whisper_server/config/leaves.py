@@ -23,14 +23,12 @@ class Setting:
         env: environment names besides WHISPER_<SECTION>_<KEY>.
         flags: command-line flags besides --<section>-<key>.
         keys: names besides its own that a file may use, in the same section.
-        no_effect_yet: it is for live streams, which this version does not serve.
         is_secret: its value is never shown.
     """
 
     env: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
-    no_effect_yet: bool = False
     is_secret: bool = False
 
 

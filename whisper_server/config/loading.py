@@ -100,7 +100,6 @@ def load_settings(
         raise ConfigurationError(_message(problems))
     sources = {".".join(path): _source(path, origins) for path, _ in effective_values(settings)}
     warnings = [warning for layer in layers for warning in layer.warnings]
-    warnings += _without_effect(settings, sources, leaves)
     return LoadedSettings(settings, MappingProxyType(sources), tuple(warnings))
 
 
@@ -199,10 +198,3 @@ def _message(problems: list[str]) -> str:
         return f"A setting is wrong. {problems[0]}"
     lines = "".join(f"\n  {problem}" for problem in problems)
     return f"{len(problems)} settings are wrong:{lines}"
-
-
-def _without_effect(settings: Settings, sources: Mapping[str, str], leaves: Iterable[Leaf]) -> Iterator[str]:
-    values = dict(effective_values(settings))
-    for leaf in leaves:
-        if leaf.setting.no_effect_yet and values[leaf.path] != leaf.default:
-            yield f"{leaf.name} ({sources[leaf.name]}) has no effect yet: it is for live streams."

@@ -4,11 +4,15 @@
     ├── ConfigurationError            the operator must change a setting; the server does not start
     ├── InvalidRequestError           the client must change the request
     │   ├── UnsupportedByEngineError
-    │   └── InvalidAudioError         the upload cannot be used as audio
-    │       ├── EmptyAudioError
-    │       ├── UnsupportedAudioFormatError
-    │       ├── NoAudioStreamError
-    │       └── AudioTooLongError
+    │   ├── InvalidAudioError         the upload cannot be used as audio
+    │   │   ├── EmptyAudioError
+    │   │   ├── UnsupportedAudioFormatError
+    │   │   ├── NoAudioStreamError
+    │   │   └── AudioTooLongError
+    │   ├── SessionExistsError        a live session of this name is running
+    │   ├── SessionEndedError         the live session takes no more
+    │   ├── EmptyCommitError          there is nothing to commit
+    │   └── ChunkTooLongError         one message with too much audio
     ├── MissingApiKeyError
     ├── InvalidApiKeyError
     ├── HostNotAllowedError
@@ -21,9 +25,16 @@
     │   ├── ModelDownloadError
     │   └── ModelLoadError
     ├── ServerBusyError
-    │   └── ServerDrainingError       it stops, and takes no more requests
+    │   ├── ServerDrainingError       it stops, and takes no more requests
+    │   ├── TooManySessionsError      of live streams
+    │   ├── VoiceDetectorsExhaustedError
+    │   ├── QueueFullError            too many decodes of live streams wait
+    │   ├── QueueCongestedError       a live stream would lag too far behind
+    │   └── AudioMemoryFullError      live streams hold too much audio
     ├── RequestCancelledError         somebody called the request off
     ├── DeadlineExceededError         the request took longer than it may
+    │   └── SessionTimeoutError       no audio came for too long
+    ├── SlowReaderError               the client does not read what the session tells it
     └── EngineError                   inference failed
         ├── EngineOutOfMemoryError
         ├── EngineCrashedError        the process that ran the model died, twice
@@ -101,6 +112,22 @@ class AudioTooLongError(InvalidAudioError):
     """The recording is longer than the server accepts."""
 
 
+class SessionExistsError(InvalidRequestError):
+    """A live session with this id is running."""
+
+
+class SessionEndedError(InvalidRequestError):
+    """The live session has ended or is ending; it takes no more audio and no commands."""
+
+
+class EmptyCommitError(InvalidRequestError):
+    """There is less audio than a commit needs: 100 ms."""
+
+
+class ChunkTooLongError(InvalidRequestError):
+    """One message brought more audio than it may."""
+
+
 class MissingApiKeyError(WhisperServerError):
     """The server wants an API key, and the request has none."""
 
@@ -169,12 +196,40 @@ class ServerDrainingError(ServerBusyError):
     """The server is stopping and finishes what it has."""
 
 
+class TooManySessionsError(ServerBusyError):
+    """As many live sessions run as the server allows."""
+
+
+class VoiceDetectorsExhaustedError(ServerBusyError):
+    """Every voice detector is in use by a live session."""
+
+
+class QueueFullError(ServerBusyError):
+    """As many decodes of live sessions wait as the server allows."""
+
+
+class QueueCongestedError(ServerBusyError):
+    """A new live session would wait too long for its transcripts."""
+
+
+class AudioMemoryFullError(ServerBusyError):
+    """Live sessions hold as much audio as the server allows."""
+
+
 class RequestCancelledError(WhisperServerError):
     """The request was called off while it waited or ran."""
 
 
 class DeadlineExceededError(WhisperServerError):
     """The request has used up the time it may take."""
+
+
+class SessionTimeoutError(DeadlineExceededError):
+    """A live session received no audio for too long."""
+
+
+class SlowReaderError(WhisperServerError):
+    """The client of a live session does not read its transcripts."""
 
 
 class EngineError(WhisperServerError):

@@ -88,6 +88,7 @@ class HardwareFacts:
         has_nvidia_driver: the kernel has an NVIDIA driver, whatever CTranslate2 counts.
         missing_cuda_libraries: libraries CTranslate2's wheels open on the first inference on a GPU
             and the loader does not find; looked for only where there is a GPU.
+        cpu_name: model of the processor; empty where unknown.
     """
 
     system: str
@@ -104,6 +105,7 @@ class HardwareFacts:
     installed_engines: frozenset[str]
     has_nvidia_driver: bool = False
     missing_cuda_libraries: frozenset[str] = frozenset()
+    cpu_name: str = ""
 
     @property
     def usable_cores(self) -> int:
@@ -141,11 +143,15 @@ class Decision:
         choice: where and how the model computes.
         reasons: a sentence for each part of the choice.
         warnings: sentences about what works but is likely not what the operator wants.
+        is_workers_set: the operator gave the number of workers; nothing may change it.
+        is_cpu_threads_set: the operator gave the number of threads; nothing may change it.
     """
 
     choice: ComputeChoice
     reasons: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    is_workers_set: bool = False
+    is_cpu_threads_set: bool = False
 
 
 @dataclass(slots=True)
@@ -180,7 +186,13 @@ def choose_compute(facts: HardwareFacts, request: HardwareRequest) -> Decision:
         workers=workers,
         device_index=request.device_index,
     )
-    return Decision(choice, tuple(notes.reasons), tuple(notes.warnings))
+    return Decision(
+        choice,
+        tuple(notes.reasons),
+        tuple(notes.warnings),
+        is_workers_set=request.workers > 0,
+        is_cpu_threads_set=request.cpu_threads > 0,
+    )
 
 
 def supported_compute_types(

@@ -20,6 +20,7 @@ from whisper_server.core.types import (
     FRAMES_PER_SECOND,
     MAX_WINDOW_S,
     SAMPLE_RATE,
+    AudioContext,
     Decoded,
     DecodeOptions,
     Samples,
@@ -51,6 +52,7 @@ class LongFormOptions:
         prefix: text the transcript begins with.
         timestamps: how finely the text is timed.
         token_logprobs: tell how likely each token was.
+        audio_context: how much audio the encoder looks at.
         decode: options of every window.
         window_s: longest window, at most 30.
         condition_on_previous_text: the text of a window is the prompt of the next.
@@ -67,6 +69,7 @@ class LongFormOptions:
     prefix: str = ""
     timestamps: Timestamps = Timestamps.SEGMENT
     token_logprobs: bool = False
+    audio_context: AudioContext = AudioContext.FULL
     decode: DecodeOptions = field(default_factory=DecodeOptions)
     window_s: int = MAX_WINDOW_S
     condition_on_previous_text: bool = True
@@ -342,6 +345,7 @@ def _window(
         prefix=prefix,
         timestamps=options.timestamps,
         token_logprobs=options.token_logprobs,
+        audio_context=options.audio_context,
         options=options.decode,
     )
 

@@ -8,6 +8,7 @@ nothing, and `normalize` is given it. Without it a window is clamped by its own 
 openai-whisper's and the batched pipeline's handling of single windows.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from typing import TypeAlias
 
@@ -26,6 +27,9 @@ from whisper_server.core.types import (
 
 LogMel: TypeAlias = NDArray[np.float32]
 """log10 mel power, shape (mel_bins, frames), dtype float32."""
+
+LogMelBatch: TypeAlias = NDArray[np.float32]
+"""Shape (windows, mel_bins, frames), dtype float32."""
 
 FFT_SAMPLES = 400
 EDGE_SAMPLES = FFT_SAMPLES // 2
@@ -71,11 +75,19 @@ def peak(recording: Recording, mel_bins: int) -> float:
     return float(np.log10(np.float32(largest)))
 
 
-def padded(log_mel: LogMel, frames: int = ENCODER_FRAMES) -> LogMel:
-    """The spectrogram filled with zeros to the encoder's length, as the reference does."""
-    out = np.zeros((log_mel.shape[0], frames), dtype=np.float32)
-    out[:, : log_mel.shape[1]] = log_mel[:, :frames]
-    return out
+def batch_log_mel(windows: Sequence[Window], mel_bins: int, frames: int = ENCODER_FRAMES) -> LogMelBatch:
+    """The spectrograms of windows, each filled with zeros to the encoder's length as the reference does.
+
+    Args:
+        windows: none longer than `frames`.
+        mel_bins: 80 or 128, as the model was trained.
+        frames: length of the encoder's input.
+    """
+    batch = np.zeros((len(windows), mel_bins, frames), dtype=np.float32)
+    for row, window in zip(batch, windows, strict=True):
+        log_mel = window_log_mel(window, mel_bins)
+        row[:, : log_mel.shape[1]] = log_mel[:, :frames]
+    return batch
 
 
 def _normalize(log_mel: LogMel, peak_value: float) -> LogMel:

@@ -4,51 +4,45 @@ It decodes windows, not files: `core.longform` cuts the recording. Each window i
 encoding serves language detection, every temperature and the alignment of words.
 """
 
-import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cache
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from whisper_server.core.audio_context import encoder_frames
 from whisper_server.core.decoding import TIMESTAMP_STEP_S, Attempt, best_attempt, split_by_timestamps
 from whisper_server.core.engine import Capabilities, ComputeChoice
 from whisper_server.core.errors import (
     EngineError,
+    EngineOutOfMemoryError,
     InvalidRequestError,
     ModelLoadError,
     UnsupportedByEngineError,
 )
-from whisper_server.core.mel import padded, window_log_mel
 from whisper_server.core.types import (
     FRAME_SAMPLES,
     Decoded,
-    DecodeOptions,
     LanguageProbabilities,
     Segment,
     Task,
     Window,
 )
-from whisper_server.engines.word_alignment import aligned_words, token_logprobs
+from whisper_server.engines.whisper_encoder import Encoder, Encodings
+from whisper_server.engines.whisper_prompts import Prompts
+from whisper_server.engines.word_alignment import with_alignment
 
 if TYPE_CHECKING:
-    from ctranslate2 import StorageView
     from faster_whisper import WhisperModel
     from faster_whisper.tokenizer import Tokenizer
 
 NAME = "faster-whisper"
 
-_LEAST_NEW_TOKENS = 64
-"""Room that prompts leave for the text of a window."""
-
 _MAX_BATCH = {"cpu": 8, "cuda": 16}
 """Windows of one call: beyond that a step of the decoder gains little, and all wait for the slowest."""
 
-_CONTROL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
+_OUT_OF_MEMORY = ("out of memory", "alloc_failed")
+"""What CUDA and cuBLAS say, in lower case."""
 
 
 def load(folder: Path, compute: ComputeChoice) -> "FasterWhisperEngine":
@@ -69,8 +63,8 @@ def load(folder: Path, compute: ComputeChoice) -> "FasterWhisperEngine":
             num_workers=compute.workers,
             local_files_only=True,
         )
-    except (RuntimeError, ValueError, OSError) as error:
-        if "out of memory" in str(error).lower():
+    except (RuntimeError, ValueError, OSError, MemoryError) as error:
+        if _is_out_of_memory(error):
             raise ModelLoadError(
                 "There is not enough memory on the device for this model. Unload another one, or choose a "
                 "smaller model or compute type."
@@ -103,10 +97,9 @@ class FasterWhisperEngine:
     def __init__(self, model: "WhisperModel", compute: ComputeChoice, *, weights_bytes: int) -> None:
         self._model = model
         self._whisper = model.model
-        self._max_length: int = model.max_length
+        self._encoder = Encoder(self._whisper, in_batches=compute.device == "cuda")
+        self._prompts = Prompts(model)
         self._vocabulary_size: int = model.hf_tokenizer.get_vocab_size()
-        self._tokenizer = cache(self._make_tokenizer)
-        self._suppressed = cache(self._suppressed_tokens)
         languages = model.supported_languages
         token_id = model.hf_tokenizer.token_to_id
         self._capabilities = Capabilities(
@@ -143,25 +136,26 @@ class FasterWhisperEngine:
         if not self._capabilities.is_multilingual:
             return [[("en", 1.0)] for _ in windows]
         with _named_faults():
-            return self._detect(self._encode(windows))
+            detected = self._detected(self._encoder.encode(windows), range(len(windows)))
+        return [detected[index] for index in range(len(windows))]
 
     def decode(self, windows: Sequence[Window]) -> list[Decoded]:
         """Decode each window. Windows that agree in all the model asks for go through it together.
 
-        Each item of one call to the model needs the same options, timestamps on or off, and prompt length;
-        language, task and prompt may differ.
+        Each row of one call to the decoder needs the same options, timestamps on or off, length of the
+        encoding and of the prompt; language, task and the prompt's tokens may differ.
         """
         for window in windows:
             self._check(window)
         results: dict[int, Decoded] = {}
         with _named_faults():
-            encoded = self._encode(windows)
-            rows = self._rows(windows, encoded)
-            for batch in _grouped(rows, lambda r: (r.window.options, r.window.timestamps, len(r.prompt))):
-                results |= self._decode_batch(batch, encoded)
+            encodings = self._encoder.encode(windows)
+            for batch in _grouped(self._rows(windows, encodings), _row_key):
+                results |= self._decode_batch(batch, encodings)
         return [results[index] for index in range(len(windows))]
 
     def _check(self, window: Window) -> None:
+        """Refuse what the model cannot do before anything is computed."""
         if any(token >= self._vocabulary_size for token in window.options.suppress_tokens):
             # CTranslate2 would write outside its memory.
             raise InvalidRequestError(
@@ -179,79 +173,40 @@ class FasterWhisperEngine:
             raise UnsupportedByEngineError(
                 "This model knows only English and cannot translate.", param="model", code="unsupported_task"
             )
+        if window.options.max_new_tokens is not None:
+            tokenizer = self._prompts.tokenizer(window.language or "en", window.task)
+            self._prompts.length_limit(len(self._prompts.tokens(window, tokenizer)), window.options)
 
-    def _encode(self, windows: Sequence[Window]) -> "StorageView":
-        from ctranslate2 import StorageView
+    def _detected(self, encodings: Encodings, rows: Iterable[int]) -> dict[int, LanguageProbabilities]:
+        detected: dict[int, LanguageProbabilities] = {}
+        for group in encodings.as_encoded(list(rows)):
+            results = self._whisper.detect_language(encodings.take(group))
+            for row, ranking in zip(group, results, strict=True):
+                detected[row] = [(token[2:-2], probability) for token, probability in ranking]
+        return detected
 
-        mel_bins = self._whisper.n_mels
-        features = np.stack([padded(window_log_mel(window, mel_bins)) for window in windows])
-        # Several GPUs: the next call may land on another one, so the encoding waits in host memory.
-        to_cpu = self._whisper.device == "cuda" and len(self._whisper.device_index) > 1
-        return self._whisper.encode(StorageView.from_array(features), to_cpu=to_cpu)
-
-    def _detect(self, encoded: "StorageView") -> list[LanguageProbabilities]:
-        return [
-            [(token[2:-2], probability) for token, probability in row]
-            for row in self._whisper.detect_language(encoded)
-        ]
-
-    def _rows(self, windows: Sequence[Window], encoded: "StorageView") -> list[_Row]:
-        detected: list[LanguageProbabilities] | None = None
-        if self._capabilities.is_multilingual and any(window.language is None for window in windows):
-            detected = self._detect(encoded)
+    def _rows(self, windows: Sequence[Window], encodings: Encodings) -> list[_Row]:
+        detected: dict[int, LanguageProbabilities] = {}
+        if self._capabilities.is_multilingual:
+            unknown = [index for index, window in enumerate(windows) if window.language is None]
+            detected = self._detected(encodings, unknown)
         rows = []
         for index, window in enumerate(windows):
-            language, probability = window.language or "en", 1.0
-            if window.language is None and detected is not None:
-                language, probability = detected[index][0]
-            tokenizer = self._tokenizer(language, window.task)
-            prompt = self._prompt(window, tokenizer)
+            ranking = detected.get(index) or [(window.language or "en", 1.0)]
+            language, probability = ranking[0]
+            tokenizer = self._prompts.tokenizer(language, window.task)
+            prompt = self._prompts.tokens(window, tokenizer)
             rows.append(_Row(index, window, language, probability, tokenizer, prompt))
         return rows
 
-    def _make_tokenizer(self, language: str, task: Task) -> "Tokenizer":
-        from faster_whisper.tokenizer import Tokenizer
-
-        multilingual = self._whisper.is_multilingual
-        return Tokenizer(self._model.hf_tokenizer, multilingual, task=task.value, language=language)
-
-    def _suppressed_tokens(self, asked: tuple[int, ...]) -> list[int]:
-        from faster_whisper.transcribe import get_suppressed_tokens
-
-        if not asked:
-            return []
-        tokenizer = self._tokenizer("en", Task.TRANSCRIBE)
-        return list(get_suppressed_tokens(tokenizer, list(asked)))
-
-    def _prompt(self, window: Window, tokenizer: "Tokenizer") -> list[int]:
-        """The tokens the model is started with: hotwords, earlier text, what to do, a forced beginning."""
-        longest = self._max_length // 2 - 1
-        start = list(tokenizer.sot_sequence)
-        if not window.timestamps.has_tokens:
-            start.append(tokenizer.no_timestamps)
-        if window.prefix:
-            if window.timestamps.has_tokens:
-                start.append(tokenizer.timestamp_begin)
-            start += _text_tokens(tokenizer, window.prefix)[:longest]
-        hotwords: list[int] = []
-        if window.options.hotwords and not window.prefix:
-            hotwords = _text_tokens(tokenizer, window.options.hotwords)[:longest]
-        previous = _text_tokens(tokenizer, window.prompt) + list(window.previous_tokens)
-        # The text before gives way: long hotwords or a long prefix would leave nothing to write into.
-        room = self._max_length - _LEAST_NEW_TOKENS - len(start) - len(hotwords) - 1
-        previous = previous[-min(longest, room) :] if room > 0 else []
-        if not previous and not hotwords:
-            return start
-        return [tokenizer.sot_prev, *hotwords, *previous, *start]
-
-    def _decode_batch(self, rows: list[_Row], encoded: "StorageView") -> dict[int, Decoded]:
+    def _decode_batch(self, rows: list[_Row], encodings: Encodings) -> dict[int, Decoded]:
         """Decode rows that share a batch key; failed rows go on together to the next temperature."""
         options = rows[0].window.options
         attempts: dict[int, list[Attempt]] = {row.index: [] for row in rows}
         accepted: dict[int, Attempt] = {}
         pending = rows
         for temperature in options.temperatures:
-            for row, attempt in zip(pending, self._generate(pending, encoded, temperature), strict=True):
+            for row, attempt in zip(pending, self._generate(pending, encodings, temperature), strict=True):
                 attempts[row.index].append(attempt)
                 if not attempt.needs_fallback(options):
                     accepted[row.index] = attempt
@@ -262,9 +217,9 @@ class FasterWhisperEngine:
             accepted[row.index] = best_attempt(attempts[row.index], options)
         decoded = {row.index: self._decoded(row, accepted[row.index]) for row in rows}
         aligned = [row for row in rows if row.window.timestamps.has_words or row.window.token_logprobs]
-        return decoded | self._aligned(aligned, decoded, encoded)
+        return decoded | self._aligned(aligned, decoded, encodings)
 
-    def _generate(self, rows: list[_Row], encoded: "StorageView", temperature: float) -> list[Attempt]:
+    def _generate(self, rows: list[_Row], encodings: Encodings, temperature: float) -> list[Attempt]:
         options = rows[0].window.options
         if temperature > 0:
             search: dict[str, Any] = {
@@ -276,33 +231,20 @@ class FasterWhisperEngine:
         else:
             search = {"beam_size": options.beam_size, "patience": options.patience}
         results = self._whisper.generate(
-            _take_rows(encoded, [row.index for row in rows]),
+            encodings.take([row.index for row in rows]),
             [row.prompt for row in rows],
             length_penalty=options.length_penalty,
             repetition_penalty=options.repetition_penalty,
             no_repeat_ngram_size=options.no_repeat_ngram_size,
-            max_length=self._length_limit(rows[0].prompt, options),
+            max_length=self._prompts.length_limit(len(rows[0].prompt), options),
             return_scores=True,
             return_no_speech_prob=True,
             suppress_blank=options.suppress_blank,
-            suppress_tokens=self._suppressed(options.suppress_tokens),
+            suppress_tokens=self._prompts.suppressed(options.suppress_tokens),
             max_initial_timestamp_index=round(options.max_initial_timestamp_s / TIMESTAMP_STEP_S),
             **search,
         )
         return [self._attempt(row, result, temperature) for row, result in zip(rows, results, strict=True)]
-
-    def _length_limit(self, prompt: list[int], options: DecodeOptions) -> int:
-        if options.max_new_tokens is None:
-            return self._max_length
-        limit = len(prompt) + options.max_new_tokens
-        if limit > self._max_length:
-            raise InvalidRequestError(
-                f"The prompt takes {len(prompt)} tokens and max_new_tokens is {options.max_new_tokens}: "
-                f"together more than the model's {self._max_length}. Shorten one of them.",
-                param="max_new_tokens",
-                code="context_length_exceeded",
-            )
-        return limit
 
     def _attempt(self, row: _Row, result: Any, temperature: float) -> Attempt:
         tokens = tuple(result.sequences_ids[0])
@@ -321,6 +263,7 @@ class FasterWhisperEngine:
         tokenizer = row.tokenizer
         split = split_by_timestamps(attempt.tokens, tokenizer.timestamp_begin, duration_s)
         is_silence = attempt.is_silence(row.window.options)
+        compression_ratio = attempt.compression_ratio
         segments = tuple(
             Segment(
                 start_s=part.start_s,
@@ -328,7 +271,7 @@ class FasterWhisperEngine:
                 text=tokenizer.decode(list(part.tokens)),
                 tokens=part.tokens,
                 avg_logprob=attempt.avg_logprob,
-                compression_ratio=attempt.compression_ratio,
+                compression_ratio=compression_ratio,
                 no_speech_prob=attempt.no_speech_prob,
                 temperature=attempt.temperature,
                 text_token_count=sum(token < tokenizer.eot for token in part.tokens),
@@ -345,7 +288,7 @@ class FasterWhisperEngine:
         )
 
     def _aligned(
-        self, rows: list[_Row], decoded: dict[int, Decoded], encoded: "StorageView"
+        self, rows: list[_Row], decoded: dict[int, Decoded], encodings: Encodings
     ) -> dict[int, Decoded]:
         """Place words and judge tokens. One call takes rows of one language and task."""
         texts = {
@@ -355,33 +298,20 @@ class FasterWhisperEngine:
         spoken = [row for row in rows if texts[row.index]]
         finished = {}
         for same in _grouped(spoken, lambda row: tuple(row.tokenizer.sot_sequence)):
-            results = self._whisper.align(
-                _take_rows(encoded, [row.index for row in same]),
-                same[0].tokenizer.sot_sequence,
-                [texts[row.index] for row in same],
-                [len(row.window.audio) // FRAME_SAMPLES for row in same],
-            )
-            for row, result in zip(same, results, strict=True):
-                finished[row.index] = _with_alignment(row, decoded[row.index], texts[row.index], result)
+            by_index = {row.index: row for row in same}
+            for group in encodings.as_encoded(list(by_index)):
+                results = self._whisper.align(
+                    encodings.take(group),
+                    same[0].tokenizer.sot_sequence,
+                    [texts[index] for index in group],
+                    [len(by_index[index].window.audio) // FRAME_SAMPLES for index in group],
+                )
+                for index, result in zip(group, results, strict=True):
+                    row = by_index[index]
+                    finished[index] = with_alignment(
+                        row.window, decoded[index], row.tokenizer, texts[index], result
+                    )
         return finished
-
-
-def _with_alignment(row: _Row, decoded: Decoded, text_tokens: list[int], result: Any) -> Decoded:
-    segments = decoded.segments
-    if row.window.token_logprobs:
-        logprobs = token_logprobs(row.tokenizer, text_tokens, result)
-        segments = tuple(
-            replace(s, token_logprobs=tuple(islice(logprobs, s.text_token_count))) for s in segments
-        )
-    has_words = row.window.timestamps.has_words
-    words = tuple(aligned_words(row.tokenizer, text_tokens, result)) if has_words else ()
-    return replace(decoded, segments=segments, alignment=words)
-
-
-def _text_tokens(tokenizer: "Tokenizer", text: str) -> list[int]:
-    """The tokens of a client's text. What looks like a control token is left out: it would act as one."""
-    text = _CONTROL_TOKEN.sub("", text).strip()
-    return list(tokenizer.encode(" " + text)) if text else []
 
 
 @contextmanager
@@ -389,8 +319,22 @@ def _named_faults() -> Iterator[None]:
     """CTranslate2's own errors as one of ours."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if _is_out_of_memory(error):
+            raise EngineOutOfMemoryError(
+                "There is not enough memory on the device to decode this now. Try again in a moment."
+            ) from error
         raise EngineError("The model failed on this audio.") from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+def _row_key(row: _Row) -> Hashable:
+    """What the rows of one call to the decoder have in common."""
+    window = row.window
+    return window.options, window.timestamps.has_tokens, encoder_frames(window), len(row.prompt)
 
 
 def _grouped(rows: Iterable[_Row], key: Callable[[_Row], Hashable]) -> Iterable[list[_Row]]:
@@ -398,13 +342,3 @@ def _grouped(rows: Iterable[_Row], key: Callable[[_Row], Hashable]) -> Iterable[
     for row in rows:
         groups.setdefault(key(row), []).append(row)
     return groups.values()
-
-
-def _take_rows(encoded: "StorageView", rows: list[int]) -> "StorageView":
-    """Some rows of an encoded batch, in host memory unless they are all of it."""
-    from ctranslate2 import Device, StorageView
-
-    if rows == list(range(encoded.shape[0])):
-        return encoded
-    on_host = encoded if encoded.device == "cpu" else encoded.to_device(Device.cpu)
-    return StorageView.from_array(np.ascontiguousarray(np.asarray(on_host)[rows]))

@@ -53,6 +53,8 @@ _SYSCTL_FLAGS = {
 }
 """Names `sysctl` gives the value 1 on macOS."""
 
+_SYSCTL_VALUES = ("hw.physicalcpu", "hw.logicalcpu", "hw.memsize", "machdep.cpu.brand_string")
+
 _SYSCTL_TIMEOUT_S = 5.0
 
 _UNLIMITED_BYTES = 1 << 60
@@ -75,6 +77,7 @@ class _Cpu:
     physical_cores: int
     logical_cores: int
     memory_bytes: int | None
+    name: str
 
 
 def gather_facts(
@@ -117,6 +120,7 @@ def gather_facts(
         ),
         has_nvidia_driver=(root / "proc/driver/nvidia/version").exists() or (root / "dev/nvidia0").exists(),
         missing_cuda_libraries=_missing_cuda_libraries(gpus, driver),
+        cpu_name=cpu.name,
     )
 
 
@@ -246,7 +250,14 @@ def _linux_cpu(root: Path) -> _Cpu:
         physical_cores=len(set(core_of_cpu.values())) or logical_cores,
         logical_cores=logical_cores,
         memory_bytes=_meminfo_bytes(root),
+        name=_cpu_name(processors[0]) if processors else "",
     )
+
+
+def _cpu_name(processor: Mapping[str, str]) -> str:
+    """The model of the processor. Arm's kernels give numbers in place of a name."""
+    numbers = [f"{name} {processor[name]}" for name in ("CPU implementer", "CPU part") if name in processor]
+    return " ".join((processor.get("model name") or ", ".join(numbers)).split())
 
 
 def _cpuinfo(root: Path) -> Iterator[dict[str, str]]:
@@ -267,7 +278,7 @@ def _meminfo_bytes(root: Path) -> int | None:
 
 
 def _darwin_cpu(root: Path) -> _Cpu:
-    values = _sysctl(root, ["hw.physicalcpu", "hw.logicalcpu", "hw.memsize", *_SYSCTL_FLAGS])
+    values = _sysctl(root, [*_SYSCTL_VALUES, *_SYSCTL_FLAGS])
     logical_cores = _integer(values.get("hw.logicalcpu", "")) or os.cpu_count() or 1
     return _Cpu(
         instruction_sets=frozenset(_SYSCTL_FLAGS[name] for name in _SYSCTL_FLAGS if values.get(name) == "1"),
@@ -275,6 +286,7 @@ def _darwin_cpu(root: Path) -> _Cpu:
         physical_cores=_integer(values.get("hw.physicalcpu", "")) or logical_cores,
         logical_cores=logical_cores,
         memory_bytes=_integer(values.get("hw.memsize", "")),
+        name=values.get("machdep.cpu.brand_string", ""),
     )
 
 

@@ -29,6 +29,10 @@ class SileroVad:
     def __init__(self) -> None:
         with _loading:
             self._session = _session()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was heard, as if it were new."""
         self._context: NDArray[np.float32] = np.zeros(_CONTEXT_SAMPLES, dtype=np.float32)
         self._hidden: NDArray[np.float32] = np.zeros(_STATE_SHAPE, dtype=np.float32)
         self._cell: NDArray[np.float32] = np.zeros(_STATE_SHAPE, dtype=np.float32)

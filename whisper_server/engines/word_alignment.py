@@ -5,13 +5,14 @@ Source of the words: `faster_whisper.WhisperModel.find_alignment`.
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whisper_server.core.types import AlignedWord, TokenLogprob
+from whisper_server.core.types import AlignedWord, Decoded, TokenLogprob, Window
 
 if TYPE_CHECKING:
     from faster_whisper.tokenizer import Tokenizer
@@ -19,6 +20,29 @@ if TYPE_CHECKING:
 _ENCODER_STEPS_PER_SECOND = 50
 _SMALLEST_PROBABILITY = 1e-30
 """JSON has no minus infinity."""
+
+
+def with_alignment(
+    window: Window, decoded: Decoded, tokenizer: "Tokenizer", text_tokens: list[int], result: Any
+) -> Decoded:
+    """A decoded window with what it asks for: the times of its words, the probabilities of its tokens.
+
+    Args:
+        window: what was decoded.
+        decoded: the result so far.
+        tokenizer: of the window's language.
+        text_tokens: all text tokens of the segments; these were aligned.
+        result: a `ctranslate2.models.WhisperAlignmentResult`.
+    """
+    segments = decoded.segments
+    if window.token_logprobs:
+        logprobs = token_logprobs(tokenizer, text_tokens, result)
+        segments = tuple(
+            replace(s, token_logprobs=tuple(islice(logprobs, s.text_token_count))) for s in segments
+        )
+    has_words = window.timestamps.has_words
+    words = tuple(aligned_words(tokenizer, text_tokens, result)) if has_words else ()
+    return replace(decoded, segments=segments, alignment=words)
 
 
 def aligned_words(tokenizer: "Tokenizer", text_tokens: list[int], result: Any) -> Iterator[AlignedWord]:

@@ -30,10 +30,10 @@ SUPPORTED_FORMATS: Final = ("flac", "m4a", "mp3", "mp4", "mpeg", "mpga", "oga", 
 """What OpenAI's API names as supported, in its order; more is read than is named."""
 
 # FFmpeg's names. None of these demuxers opens a second file or URL; playlists, which do, are not among them.
-_DEMUXERS: Final = "aac,aiff,amr,caf,flac,matroska,mov,mp3,mpeg,ogg,wav"
+DEMUXERS: Final = "aac,aiff,amr,caf,flac,matroska,mov,mp3,mpeg,ogg,wav"
 
 # Only sound: FFmpeg would otherwise run its video decoders too, to learn about a film's pictures.
-_DECODERS: Final = (
+DECODERS: Final = (
     "aac,ac3,adpcm_ima_qt,adpcm_ima_wav,adpcm_ms,alac,amrnb,amrwb,eac3,flac,gsm,gsm_ms,mp1,mp1float,mp2,"
     "mp2float,mp3,mp3float,opus,pcm_alaw,pcm_f32be,pcm_f32le,pcm_f64be,pcm_f64le,pcm_mulaw,pcm_s16be,"
     "pcm_s16le,pcm_s24be,pcm_s24le,pcm_s32be,pcm_s32le,pcm_s8,pcm_u8,speex,vorbis"
@@ -53,9 +53,9 @@ _PIECE_SAMPLES: Final = 16_384
 _MAX_FRAME_SAMPLES: Final = 1 << 20
 """A packet that claims to hold more is refused: a few bytes could otherwise ask for gigabytes."""
 
-_MAX_FAILURES_IN_A_ROW: Final = 1000
+MAX_FAILURES_IN_A_ROW: Final = 1000
 
-_SAMPLE_RATES_HZ: Final = range(1_000, 768_001)
+SAMPLE_RATES_HZ: Final = range(1_000, 768_001)
 """Above, the resampler's filter grows without bound; below, a few bytes become minutes."""
 
 
@@ -125,7 +125,7 @@ def read_facts(source: BinaryIO) -> StreamFacts:
         reader.check()
 
 
-class _Shape(NamedTuple):
+class FrameShape(NamedTuple):
     """What a resampler is made for."""
 
     sample_format: str
@@ -179,7 +179,7 @@ def _facts(reader: _Reader, head: bytes) -> StreamFacts:
     container = _open(reader, head)
     try:
         with container:
-            stream = _audio_stream(container)
+            stream = audio_stream(container)
             context = stream.codec_context
             return StreamFacts(
                 container=container.format.name,
@@ -199,7 +199,7 @@ def _decode(reader: _Reader, head: bytes, max_audio_s: float) -> bytearray:
     pcm = bytearray()
     try:
         with container:
-            frames = _decoded(container, _audio_stream(container), reader.stop)
+            frames = _decoded(container, audio_stream(container), reader.stop)
             for frame in _resampled(_within(frames, max_audio_s)):
                 pcm += memoryview(frame.planes[0])[: frame.samples * 2]
     except InvalidAudioError:
@@ -220,8 +220,8 @@ def _open(reader: _Reader, head: bytes) -> "InputContainer":
         raise EmptyAudioError("The file is empty. Send a recording.", param="file", code="empty_audio")
     # Given to the container alone: with `options` for streams too, PyAV 13 crashes on MPEG films.
     options = {
-        "format_whitelist": _DEMUXERS,
-        "codec_whitelist": _DECODERS,
+        "format_whitelist": DEMUXERS,
+        "codec_whitelist": DECODERS,
         "protocol_whitelist": "none",
         # FFmpeg searches the samples of a WAV for DTS, at ten times the cost of everything else.
         "max_probe_packets": "1",
@@ -229,10 +229,15 @@ def _open(reader: _Reader, head: bytes) -> "InputContainer":
     try:
         return av.open(reader, mode="r", metadata_errors="ignore", container_options=options)
     except Exception as error:  # as in `_decode`
-        raise (_damaged() if _is_known(head) else _unsupported()) from error
+        raise (_damaged() if begins_like_media(head) else _unsupported()) from error
 
 
-def _audio_stream(container: "InputContainer") -> "AudioStream":
+def audio_stream(container: "InputContainer") -> "AudioStream":
+    """The first stream with sound, guarded against packets that claim to be huge.
+
+    Raises:
+        InvalidAudioError: there is none, or none that is decoded here.
+    """
     if not len(container.streams):
         raise _damaged()
     if not container.streams.audio:
@@ -242,7 +247,7 @@ def _audio_stream(container: "InputContainer") -> "AudioStream":
     stream = container.streams.audio[0]
     # An encrypted or unknown codec has no decoder and so no context, whatever PyAV's types say.
     context: object = stream.codec_context
-    if context is None or stream.codec_context.name not in _DECODERS.split(","):
+    if context is None or stream.codec_context.name not in DECODERS.split(","):
         raise _unsupported()
     stream.codec_context.options = {"max_samples": str(_MAX_FRAME_SAMPLES)}
     return stream
@@ -262,7 +267,7 @@ def _decoded(
     has_frames = False
     # `InputContainer.decode` does the same, but ends at the first damaged packet.
     for packet in _packets(container, stream):
-        if stop.is_set() or failures_in_a_row > _MAX_FAILURES_IN_A_ROW:
+        if stop.is_set() or failures_in_a_row > MAX_FAILURES_IN_A_ROW:
             break
         try:
             frames = stream.codec_context.decode(packet)
@@ -293,7 +298,7 @@ def _within(frames: Iterable["AudioFrame"], max_audio_s: float) -> Iterator["Aud
     """The same frames, as long as they are no more than `max_audio_s` together."""
     earlier_s, samples, rate = 0.0, 0, 1
     for frame in frames:
-        if frame.sample_rate not in _SAMPLE_RATES_HZ:
+        if frame.sample_rate not in SAMPLE_RATES_HZ:
             raise UnsupportedAudioFormatError(
                 f"The audio has {frame.sample_rate} samples per second. Send it with 8000 to 192000.",
                 param="file",
@@ -317,15 +322,16 @@ def _resampled(frames: Iterable["AudioFrame"]) -> Iterator["AudioFrame"]:
 
     Rate, layout and format may change anywhere, as in joined MP3s; each run has its own resampler.
     """
-    for shape, run in itertools.groupby(frames, key=_shape):
+    for shape, run in itertools.groupby(frames, key=frame_shape):
         yield from _resampled_run(run, shape)
 
 
-def _shape(frame: "AudioFrame") -> _Shape:
-    return _Shape(frame.format.name, frame.sample_rate, frame.layout.name, frame.layout.nb_channels)
+def frame_shape(frame: "AudioFrame") -> FrameShape:
+    """What a resampler is made for."""
+    return FrameShape(frame.format.name, frame.sample_rate, frame.layout.name, frame.layout.nb_channels)
 
 
-def _resampled_run(frames: Iterable["AudioFrame"], shape: _Shape) -> Iterator["AudioFrame"]:
+def _resampled_run(frames: Iterable["AudioFrame"], shape: FrameShape) -> Iterator["AudioFrame"]:
     """The same for frames of one shape. Small frames are joined first: each resampler call has a price."""
     import av
 
@@ -344,7 +350,7 @@ def _resampled_run(frames: Iterable["AudioFrame"], shape: _Shape) -> Iterator["A
     yield from resampler.resample(None)
 
 
-def _is_known(head: bytes) -> bool:
+def begins_like_media(head: bytes) -> bool:
     """Whether the file begins like one of the containers read here, or like MP3 or AAC frames."""
     is_frame = len(head) > 1 and head[0] == 0xFF and head[1] >= 0xE0
     return is_frame or any(head.startswith(mark, offset) for offset, mark in _SIGNATURES)

@@ -141,6 +141,7 @@ class ModelManager:
         self._is_empty = asyncio.Event()  # after closing: nothing is loaded, loading or being put away
         # One thread per place is enough: a place is either loading, or being put away, or neither.
         self._threads = ThreadPoolExecutor(max_workers=max_loaded, thread_name_prefix="model")
+        self._loads = 0
 
     async def __aenter__(self) -> Self:
         if self._idle_ttl_s > 0:
@@ -201,6 +202,18 @@ class ModelManager:
         await asyncio.wait([self._put_away(slot, "asked")])
         return UnloadResult.UNLOADED
 
+    def retire(self, engine: Engine) -> None:
+        """Give up an engine that has hung: the next request for its model loads it anew.
+
+        It is not closed, since a call still runs on it; its memory is lost until that returns.
+        """
+        for slot in self._slots.values():
+            if slot.engine is engine:
+                _logger.error("Model %s: given up, since a call on it has hung", slot.reference.id)
+                slot.engine = None
+                self._forget(slot)
+                return
+
     async def reap_idle(self) -> int:
         """Put away the models idle for `idle_ttl_s` or longer; how many there were."""
         latest_s = self._clock() - self._idle_ttl_s
@@ -223,6 +236,11 @@ class ModelManager:
             for model_id, slot in self._slots.items()
             if slot.engine is not None
         ]
+
+    @property
+    def loads(self) -> int:
+        """How many models were loaded since the start."""
+        return self._loads
 
     async def close(self, *, grace_s: float = 30.0) -> None:
         """Put all models away; no new request is served. Closing twice is harmless.
@@ -305,6 +323,7 @@ class ModelManager:
         started_s = self._clock()
         loop = asyncio.get_running_loop()
         slot.engine = await loop.run_in_executor(self._threads, self._load, slot.reference)
+        self._loads += 1
         slot.loaded_at = datetime.now(UTC)
         self._touch(slot)
         capabilities = slot.engine.capabilities

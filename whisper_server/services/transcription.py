@@ -15,6 +15,7 @@ from whisper_server.core.engine import Engine, VoiceDetectorFactory
 from whisper_server.core.errors import InvalidRequestError, UnsupportedByEngineError
 from whisper_server.core.longform import LongFormOptions, Steps, batched, sequential
 from whisper_server.core.recording import Recording
+from whisper_server.core.scheduling import Caller, Priority
 from whisper_server.core.types import (
     MAX_WINDOW_S,
     SAMPLE_RATE,
@@ -44,6 +45,7 @@ class TranscriptionRequest:
 
     Attributes:
         model: which model.
+        caller: for whom.
         options: how the recording is decoded.
         long_form: how a recording longer than a window is cut.
         batch_size: windows decoded at once when batched.
@@ -55,6 +57,7 @@ class TranscriptionRequest:
     """
 
     model: ModelReference
+    caller: Caller = field(default_factory=Caller)
     options: LongFormOptions = field(default_factory=LongFormOptions)
     long_form: LongForm = "sequential"
     batch_size: int = 8
@@ -114,6 +117,7 @@ class Transcriber:
         scheduler: runs their engines.
         new_voice_detector: makes the detector of one recording. Blocking.
         max_parallel: worker threads for voice detection and spectrograms.
+        short_file_s: recordings up to this length, seconds, go before longer ones.
     """
 
     def __init__(
@@ -123,23 +127,13 @@ class Transcriber:
         new_voice_detector: VoiceDetectorFactory,
         *,
         max_parallel: int,
+        short_file_s: float = 60.0,
     ) -> None:
         self._manager = manager
         self._scheduler = scheduler
         self._new_voice_detector = new_voice_detector
         self._limiter = CapacityLimiter(max_parallel)
-
-    async def transcribe(self, recording: Recording, request: TranscriptionRequest) -> Transcription:
-        """The whole transcript at once; errors as `stream`."""
-        segments: list[Segment] = []
-        language, probability = request.options.language, 1.0
-        async with aclosing(self.stream(recording, request)) as steps:
-            async for progress in steps:
-                segments += progress.segments
-                language, probability = progress.language, progress.language_probability
-        return Transcription(
-            tuple(segments), language, probability, recording.original_duration_s, request.options.task
-        )
+        self._short_file_s = short_file_s
 
     async def stream(
         self, recording: Recording, request: TranscriptionRequest
@@ -154,6 +148,7 @@ class Transcriber:
         async with self._manager.acquire(request.model) as engine:
             started_s = time.perf_counter()
             check_request(engine, request, recording)
+            priority = self._priority(recording)
             recording = await self._spoken(recording, request)
             options = request.options
             if request.timestamps_are_optional and recording.duration_s <= options.window_s:
@@ -161,7 +156,7 @@ class Transcriber:
             language, probability = options.language, 1.0
             is_apart = request.language_detection_segments > 1 or bool(request.candidate_languages)
             if language is None and is_apart and len(recording):
-                language, probability = await self._detect_language(engine, recording, request)
+                language, probability = await self._detect_language(engine, recording, request, priority)
                 options = replace(options, language=language)
             steps = await self._steps(engine, recording, replace(request, options=options))
             results: Sequence[Decoded] | None = None
@@ -174,7 +169,9 @@ class Transcriber:
                 yield Progress(segments, language, probability, step.position_s)
                 if not step.windows:
                     break
-                results = await self._scheduler.decode(engine, step.windows)
+                results = await self._scheduler.decode(
+                    engine, step.windows, priority=priority, caller=request.caller
+                )
             duration_s, took_s = recording.original_duration_s, time.perf_counter() - started_s
             logger.info(
                 "Transcribed %.1f s of audio (%.1f s after voice detection) in %.2f s with %s",
@@ -193,8 +190,14 @@ class Transcriber:
             if not len(recording):
                 return []
             window = Window(recording.read(0, _WINDOW_SAMPLES))
-            (ranking,) = await self._scheduler.detect_language(engine, [window])
+            (ranking,) = await self._scheduler.detect_language(
+                engine, [window], priority=Priority.SHORT_FILE, caller=request.caller
+            )
             return ranking
+
+    def _priority(self, recording: Recording) -> Priority:
+        is_short = recording.original_duration_s <= self._short_file_s
+        return Priority.SHORT_FILE if is_short else Priority.LONG_FILE
 
     async def _spoken(self, recording: Recording, request: TranscriptionRequest) -> Recording:
         """The recording without its silence, where that is asked for."""
@@ -231,7 +234,7 @@ class Transcriber:
         return sequential(recording, request.options, mel_peak=mel_peak)
 
     async def _detect_language(
-        self, engine: Engine, recording: Recording, request: TranscriptionRequest
+        self, engine: Engine, recording: Recording, request: TranscriptionRequest, priority: Priority
     ) -> tuple[str, float]:
         """The language of the first windows: the first that is sure, else the one most of them vote for.
 
@@ -241,7 +244,9 @@ class Transcriber:
         end = min(len(recording), request.language_detection_segments * _WINDOW_SAMPLES)
         for start in range(0, end, _WINDOW_SAMPLES):
             window = Window(recording.read(start, start + _WINDOW_SAMPLES))
-            (ranking,) = await self._scheduler.detect_language(engine, [window])
+            (ranking,) = await self._scheduler.detect_language(
+                engine, [window], priority=priority, caller=request.caller
+            )
             allowed = request.candidate_languages
             language, probability = next(
                 (entry for entry in ranking if not allowed or entry[0] in allowed), ranking[0]
@@ -251,6 +256,21 @@ class Transcriber:
             votes.setdefault(language, []).append(probability)
         winner = max(votes, key=lambda language: len(votes[language]))
         return winner, max(votes[winner])
+
+
+async def collect(
+    steps: AsyncGenerator[Progress, None], recording: Recording, request: TranscriptionRequest
+) -> Transcription:
+    """The whole transcript of a recording, from `Transcriber.stream`; errors as that."""
+    segments: list[Segment] = []
+    language, probability = request.options.language, 1.0
+    async with aclosing(steps):
+        async for progress in steps:
+            segments += progress.segments
+            language, probability = progress.language, progress.language_probability
+    return Transcription(
+        tuple(segments), language, probability, recording.original_duration_s, request.options.task
+    )
 
 
 def check_request(engine: Engine, request: TranscriptionRequest, recording: Recording) -> None:

@@ -42,6 +42,7 @@ _RETRY_AFTER = {
         "schema": {"type": "integer"},
     }
 }
+_MAY_RETRY_AFTER = {"retry-after": _RETRY_AFTER["retry-after"] | {"required": False}}
 _AUTHENTICATE = {"www-authenticate": {"required": True, "schema": {"type": "string", "enum": ["Bearer"]}}}
 
 
@@ -77,8 +78,11 @@ def _on_upload(given: Examples | None = None) -> dict[int | str, Operation]:
     """Those of a route that takes a recording."""
     return _anywhere(given) | {
         408: _error("The recording stopped arriving."),
+        409: _error("The request was called off.", headers=_RETRY),
         413: _error("The recording is larger than the server takes.", examples.LARGE_UPLOADS),
         429: _error("Too much is waiting already.", headers=_RETRY | _RETRY_AFTER),
+        503: _error("The server is stopping.", headers=_RETRY | _MAY_RETRY_AFTER),
+        504: _error("The request took longer than it may.", headers=_RETRY),
     }
 
 
@@ -86,7 +90,9 @@ def _on_model(given: Examples | None = None) -> dict[int | str, Operation]:
     """Those of a route that runs a model on a recording."""
     return _on_upload(given) | {
         404: _error("No model goes by this name.", examples.UNKNOWN_MODELS),
-        503: _error("The model cannot be had now.", headers=_RETRY),
+        503: _error(
+            "The model cannot be had now, or the server is stopping.", headers=_RETRY | _MAY_RETRY_AFTER
+        ),
     }
 
 

@@ -21,11 +21,13 @@ from whisper_server.api.openai.parsing import decode_file, max_file_bytes, parse
 from whisper_server.api.openai.responses import token_usage
 from whisper_server.api.openai.transcription_request import ParsedRequest
 from whisper_server.api.paths import deployment_model
+from whisper_server.api.running import enter
 from whisper_server.api.services import Services, ServicesDep
 from whisper_server.api.sse import EventStream, first_of
 from whisper_server.core.errors import AudioTooLongError, InvalidAudioError
 from whisper_server.core.recording import Recording
 from whisper_server.core.types import Segment
+from whisper_server.services.requests import RunningRequest
 
 router = APIRouter()
 
@@ -41,20 +43,22 @@ async def create_chat_completion(request: Request, services: ServicesDep) -> Res
     started_s = time.perf_counter()
     limit = max_file_bytes(services)
     async with AsyncExitStack() as resources:
-        resources.enter_context(services.admission.enter())
+        running = resources.enter_context(enter(request, services))
         build = partial(parse_chat_request, max_file_bytes=limit)
-        with await read_object(request, build, max_file_bytes=limit) as chat:
+        with await running.run(lambda: read_object(request, build, max_file_bytes=limit)) as chat:
             # Azure's clients name the model in the path; the last of several counts, and empty is absent.
             fields = Fields([("model", deployment_model(request) or ""), *chat.fields])
-            parsed = await parse_fields(fields, services)
-            recordings = await until_disconnect(request, lambda: _decode_all(chat, parsed, services))
+            parsed = await parse_fields(fields, services, running)
+            recordings = await until_disconnect(
+                request, running, lambda: _decode_all(chat, parsed, services, running)
+            )
         completion = _Completion(parsed.transcription.model.requested)
-        pieces = _pieces(recordings, parsed, services, completion)
+        pieces = _pieces(recordings, parsed, services, running, completion)
         if chat.is_stream:
             # The first piece comes when the model is loaded; faults until then get their status.
-            pieces = await until_disconnect(request, lambda: first_of(pieces))
+            pieces = await until_disconnect(request, running, lambda: first_of(pieces))
             return EventStream(_chunks(pieces, completion, has_usage=chat.has_usage), resources.pop_all())
-        content = "".join(await until_disconnect(request, lambda: _all(pieces)))
+        content = "".join(await until_disconnect(request, running, lambda: _all(pieces)))
     took_ms = (time.perf_counter() - started_s) * 1000
     return JSONResponse(completion.reply(content), headers={"openai-processing-ms": str(round(took_ms))})
 
@@ -112,13 +116,15 @@ class _Completion:
         }
 
 
-async def _decode_all(chat: ChatRequest, parsed: ParsedRequest, services: Services) -> list[Recording]:
+async def _decode_all(
+    chat: ChatRequest, parsed: ParsedRequest, services: Services, running: RunningRequest
+) -> list[Recording]:
     """The recordings, together no longer than one may be: they are in memory at the same time."""
     limit_s = services.settings.limits.max_audio_s
     recordings: list[Recording] = []
     for part in chat.audio:
         try:
-            recording = await decode_file(part.file, parsed, services)
+            recording = await decode_file(part.file, parsed, services, running)
         except InvalidAudioError as error:
             error.param = part.param
             raise
@@ -134,15 +140,24 @@ async def _decode_all(chat: ChatRequest, parsed: ParsedRequest, services: Servic
 
 
 async def _pieces(
-    recordings: list[Recording], parsed: ParsedRequest, services: Services, completion: _Completion
+    recordings: list[Recording],
+    parsed: ParsedRequest,
+    services: Services,
+    running: RunningRequest,
+    completion: _Completion,
 ) -> AsyncGenerator[str, None]:
     """The answer as it grows, noted in `completion`; the first piece, often empty, comes with the model."""
     is_begun = False
     for recording in recordings:
+        steps = running.follow(
+            services.transcriber.stream(recording, parsed.transcription),
+            start_s=completion.duration_s,
+            audio_s=recording.original_duration_s,
+        )
         completion.duration_s += recording.original_duration_s
         segments: list[Segment] = []
         text = ""
-        async with aclosing(services.transcriber.stream(recording, parsed.transcription)) as steps:
+        async with aclosing(steps):
             async for progress in steps:
                 segments += progress.segments
                 completion.segments += progress.segments

@@ -9,9 +9,10 @@ from whisper_server.api.openai.fields import Fields
 from whisper_server.api.openai.json_body import read_body
 from whisper_server.api.openai.parsing import decode_file, max_file_bytes, parse_fields
 from whisper_server.api.openai.responses import DurationUsage
+from whisper_server.api.running import enter
 from whisper_server.api.services import ServicesDep
 from whisper_server.core.languages import LANGUAGES, language_name
-from whisper_server.core.types import LanguageProbabilities
+from whisper_server.core.types import MAX_WINDOW_S, LanguageProbabilities
 
 router = APIRouter()
 
@@ -40,20 +41,21 @@ class LanguageRanking(BaseModel):
 @router.post("/audio/languages", **operations.LANGUAGES)
 async def detect_language(request: Request, services: ServicesDep) -> LanguageRanking:
     """Tell the language of the first 30 seconds of speech in an uploaded recording."""
+    limit = max_file_bytes(services)
     with (
-        services.admission.enter(),
-        await read_body(request, max_file_bytes=max_file_bytes(services)) as body,
+        enter(request, services) as running,
+        await running.run(lambda: read_body(request, max_file_bytes=limit)) as body,
     ):
         file, fields = body.form.required_file(), Fields(body.form.fields)
         top_k = fields.integer("top_k", 1, len(LANGUAGES)) or _DEFAULT_TOP_K
-        parsed = await parse_fields(fields, services)
+        parsed = await parse_fields(fields, services, running)
 
         async def rank() -> LanguageRanking:
-            recording = await decode_file(file, parsed, services)
+            recording = await decode_file(file, parsed, services, running, max_work_s=MAX_WINDOW_S)
             ranking = await services.transcriber.rank_languages(recording, parsed.transcription)
             return _answer(ranking[:top_k], recording.original_duration_s)
 
-        return await until_disconnect(request, rank)
+        return await until_disconnect(request, running, rank)
 
 
 def _answer(ranking: LanguageProbabilities, duration_s: float) -> LanguageRanking:

@@ -16,12 +16,12 @@ from whisper_server.api.openai.parsing import decode_file, max_file_bytes, parse
 from whisper_server.api.openai.responses import dump, json_transcript, verbose_transcript
 from whisper_server.api.openai.transcription_request import ParsedRequest, ResponseFormat
 from whisper_server.api.paths import deployment_model
+from whisper_server.api.running import enter
 from whisper_server.api.services import Services, ServicesDep
 from whisper_server.api.sse import EventStream, first_of
 from whisper_server.core import formats
-from whisper_server.core.recording import Recording
 from whisper_server.core.types import Task
-from whisper_server.services.transcription import Transcription
+from whisper_server.services.transcription import Transcription, collect
 
 router = APIRouter()
 
@@ -40,17 +40,27 @@ async def create_translation(request: Request, services: ServicesDep) -> Respons
 
 async def _answer(request: Request, services: Services, task: Task) -> Response:
     async with AsyncExitStack() as resources:
-        resources.enter_context(services.admission.enter())
-        with await read_body(request, max_file_bytes=max_file_bytes(services)) as body:
+        running = resources.enter_context(enter(request, services))
+        limit = max_file_bytes(services)
+        with await running.run(lambda: read_body(request, max_file_bytes=limit)) as body:
             file = body.form.required_file()
             fields = Fields(_with_deployment(body.form.fields, request))
-            parsed = await parse_fields(fields, services, task)
+            parsed = await parse_fields(fields, services, running, task)
             started_s = time.perf_counter()
-            recording = await until_disconnect(request, lambda: decode_file(file, parsed, services))
+            recording = await until_disconnect(
+                request, running, lambda: decode_file(file, parsed, services, running)
+            )
+        steps = running.follow(
+            services.transcriber.stream(recording, parsed.transcription),
+            audio_s=recording.original_duration_s,
+        )
         if parsed.is_stream:
-            return await _stream(request, recording, parsed, services, resources)
+            # The first step comes when the model is loaded and the request checked: faults get their status.
+            steps = await until_disconnect(request, running, lambda: first_of(steps))
+            events = text_events(steps, recording.original_duration_s, has_logprobs=parsed.has_logprobs)
+            return EventStream(events, resources.pop_all())
         transcription = await until_disconnect(
-            request, lambda: services.transcriber.transcribe(recording, parsed.transcription)
+            request, running, lambda: collect(steps, recording, parsed.transcription)
         )
     took_s = time.perf_counter() - started_s
     is_plain = parsed.response_format is ResponseFormat.JSON and not parsed.has_logprobs
@@ -70,20 +80,6 @@ def _with_deployment(fields: list[tuple[str, str]], request: Request) -> list[tu
     """The fields, and first the model that the path names: one in the body counts before it."""
     model = deployment_model(request)
     return fields if model is None else [("model", model), *fields]
-
-
-async def _stream(
-    request: Request,
-    recording: Recording,
-    parsed: ParsedRequest,
-    services: Services,
-    resources: AsyncExitStack,
-) -> Response:
-    steps = services.transcriber.stream(recording, parsed.transcription)
-    # The model is loaded and the request checked before the first step, so faults of both get their status.
-    steps = await until_disconnect(request, lambda: first_of(steps))
-    events = text_events(steps, recording.original_duration_s, has_logprobs=parsed.has_logprobs)
-    return EventStream(events, resources.pop_all())
 
 
 def _render(transcription: Transcription, parsed: ParsedRequest) -> Response:

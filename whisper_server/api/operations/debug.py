@@ -11,6 +11,7 @@ from whisper_server.api.disconnect import until_disconnect
 from whisper_server.api.documentation import operations
 from whisper_server.api.openai.json_body import read_body
 from whisper_server.api.openai.parsing import max_file_bytes
+from whisper_server.api.running import enter
 from whisper_server.api.services import ServicesDep
 from whisper_server.core.levels import levels
 from whisper_server.core.recording import Recording
@@ -42,17 +43,19 @@ class AudioInfo(BaseModel):
 @router.post("/debug/audio-info", **operations.AUDIO_INFO)
 async def audio_info(request: Request, services: ServicesDep) -> AudioInfo:
     """Describe the audio of an uploaded recording without transcribing it."""
+    limit = max_file_bytes(services)
     with (
-        services.admission.enter(),
-        await read_body(request, max_file_bytes=max_file_bytes(services)) as body,
+        enter(request, services) as running,
+        await running.run(lambda: read_body(request, max_file_bytes=limit)) as body,
     ):
         file = body.form.required_file()
 
         async def describe() -> AudioInfo:
             recording = await services.audio_processor.decode(file)
+            running.place.hold(recording.original_duration_s, work_s=0.0)
             return await to_thread.run_sync(_describe, file, recording)
 
-        return await until_disconnect(request, describe)
+        return await until_disconnect(request, running, describe)
 
 
 def _describe(file: BinaryIO, recording: Recording) -> AudioInfo:

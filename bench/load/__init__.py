@@ -1,0 +1,1 @@
+"""Load on the server, beside the same load on faster-whisper in this process and on other servers."""

@@ -1,0 +1,422 @@
+"""The queue in front of one engine, and the calls that run on it."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+from weakref import ref
+
+from whisper_server.core.audio_context import encoder_frames
+from whisper_server.core.batching import batch_key
+from whisper_server.core.engine import Engine
+from whisper_server.core.errors import (
+    EngineCrashedError,
+    EngineError,
+    EngineOutOfMemoryError,
+    EngineTimeoutError,
+    ServerBusyError,
+    WhisperServerError,
+)
+from whisper_server.core.mel import ENCODER_FRAMES
+from whisper_server.core.scheduling import Caller, FairQueue, Priority, Waiting
+from whisper_server.core.types import MAX_WINDOW_S, Decoded, LanguageProbabilities, Window
+from whisper_server.services.daemon_calls import in_daemon_thread
+
+logger = logging.getLogger("whisper_server.scheduler")
+
+_Result = TypeVar("_Result")
+
+_LIVE_MEMORY_S = 10.0
+"""So long after a live window the next is expected, and files come in small calls."""
+
+_CALM_CALLS = 64
+"""After so many calls that fitted into memory, twice the batch is tried again."""
+
+_COST_MEMORY = 0.9
+"""Weight of the past in the measured cost, with every call."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """Bounds of each engine's queue.
+
+    Attributes:
+        max_batch: the most windows of one call; None leaves it to the engine.
+        max_waiting: windows that may wait; more are refused.
+        ageing_s: a window that has waited so long is due whatever its priority.
+        call_timeout_s: for each window of a call; a call that takes longer has hung.
+    """
+
+    max_batch: int | None = None
+    max_waiting: int = 2048
+    ageing_s: float = 5.0
+    call_timeout_s: float = 120.0
+
+
+@dataclass(slots=True)
+class SchedulerCounters:
+    """What has happened since the start, in windows unless the name says calls.
+
+    Attributes:
+        windows_decoded: came back with a result.
+        windows_dropped: called off while they waited.
+        windows_wasted: called off while they ran.
+        windows_failed: came back with an error.
+        windows_retried: run again after their process had died.
+        windows_refused: found the queue full.
+        calls: to engines.
+        calls_split: that failed and were run again in halves.
+        calls_crashed: whose process died.
+        calls_hung: that were given up.
+        calls_out_of_memory: that the device could not hold.
+    """
+
+    windows_decoded: int = 0
+    windows_dropped: int = 0
+    windows_wasted: int = 0
+    windows_failed: int = 0
+    windows_retried: int = 0
+    windows_refused: int = 0
+    calls: int = 0
+    calls_split: int = 0
+    calls_crashed: int = 0
+    calls_hung: int = 0
+    calls_out_of_memory: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Job(Generic[_Result]):
+    """A window on its way through an engine.
+
+    Attributes:
+        window: what to work on.
+        call: what to do with windows of its kind.
+        result: what came of it.
+        is_running: it is in a running call, or in one that will be tried again.
+        left_engine: set once it is in no call any more.
+        started_s: when its last call began.
+        ended_s: when that was over.
+        crashes: calls with it whose process died.
+    """
+
+    window: Window
+    call: Callable[[Engine, Sequence[Window]], Sequence[_Result]]
+    result: asyncio.Future[_Result] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    is_running: bool = False
+    left_engine: asyncio.Event = field(default_factory=asyncio.Event)
+    started_s: float = 0.0
+    ended_s: float = 0.0
+    crashes: int = 0
+
+    @property
+    def batch_key(self) -> Hashable:
+        """What jobs of one call have in common."""
+        return self.call, batch_key(self.window)
+
+
+def text_job(window: Window) -> Job[Decoded]:
+    """Decode a window."""
+    return Job(window, _decode)
+
+
+def language_job(window: Window) -> Job[LanguageProbabilities]:
+    """Tell a window's language."""
+    return Job(window, _detect_language)
+
+
+def _decode(engine: Engine, windows: Sequence[Window]) -> Sequence[Decoded]:
+    return engine.decode(windows)
+
+
+def _detect_language(engine: Engine, windows: Sequence[Window]) -> Sequence[LanguageProbabilities]:
+    return engine.detect_language(windows)
+
+
+class EngineLane:
+    """Brings the windows for one engine into batches and runs them. For one event loop.
+
+    A window whose batch fails runs again in halves of the batch, until only what is wrong fails. A window
+    whose process has died runs once more, alone, so that it takes nobody with it a second time.
+
+    Args:
+        engine: held by whoever submits; the lane does not keep it alive.
+        limits: of the queue.
+        counters: where to count.
+        clock: seconds, monotonic.
+        on_lost: told when the engine has hung and cannot be used on.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        limits: SchedulerLimits,
+        counters: SchedulerCounters,
+        clock: Callable[[], float],
+        on_lost: Callable[[Engine], None] | None,
+    ) -> None:
+        self._engine = ref(engine)
+        self._limits = limits
+        self._counters = counters
+        self._clock = clock
+        self._on_lost = on_lost
+        can = engine.capabilities
+        self._parallel_calls = can.parallel_calls
+        self._most_windows = min(can.max_batch, limits.max_batch or can.max_batch)
+        self._max_batch = self._most_windows
+        self._calm_calls = 0
+        self._queue: FairQueue[Job[Any]] = FairQueue(limits.ageing_s)
+        self._tickets: dict[Job[Any], Waiting[Job[Any]]] = {}
+        self._suspects: deque[Job[Any]] = deque()
+        self._running: dict[asyncio.Task[None], list[Job[Any]]] = {}
+        self._is_suspect_running = False
+        self._is_lost = False
+        self._live_seen_s = -_LIVE_MEMORY_S
+        self._cost = _MeasuredCost()
+
+    @property
+    def running_windows(self) -> int:
+        """Windows in running calls."""
+        return sum(map(len, self._running.values()))
+
+    @property
+    def waiting_audio_s(self) -> float:
+        """Seconds of audio that wait."""
+        return sum(waiting.item.window.duration_s for waiting in self._queue)
+
+    @property
+    def compute_per_audio_s(self) -> float | None:
+        """Seconds the engine was busy for each second of audio, lately."""
+        return self._cost.per_audio_s
+
+    def waiting(self, priority: Priority) -> int:
+        """How many windows wait with a priority."""
+        return self._queue.count(priority)
+
+    def estimated_wait_s(self, priority: Priority) -> float:
+        """How long a window of this priority would wait now; 0 before anything was measured."""
+        ahead_s = sum(w.item.window.duration_s for w in self._queue if w.priority <= priority)
+        # What runs is half done, on average.
+        ahead_s += sum(job.window.duration_s for jobs in self._running.values() for job in jobs) / 2
+        return ahead_s * (self._cost.per_audio_s or 0.0)
+
+    def submit(self, jobs: Sequence[Job[Any]], priority: Priority, caller: Caller) -> None:
+        """Let jobs wait for their turn.
+
+        Raises:
+            ServerBusyError: too many wait.
+            EngineTimeoutError: the engine has hung; the model must be acquired anew.
+        """
+        if self._is_lost:
+            raise _hung()
+        if len(self._queue) + len(jobs) > self._limits.max_waiting:
+            self._counters.windows_refused += len(jobs)
+            raise ServerBusyError(
+                f"{len(self._queue)} windows wait for this model already. Try again later.",
+                retry_after_s=max(1.0, self.estimated_wait_s(Priority.LONG_FILE)),
+            )
+        now_s = self._clock()
+        if priority.is_live:
+            self._live_seen_s = now_s
+        for job in jobs:
+            share = _compute_share(job.window)
+            self._tickets[job] = Waiting(job, priority, caller, job.batch_key, share, now_s)
+            self._queue.put(self._tickets[job])
+        self._advance()
+
+    def call_off(self, jobs: Sequence[Job[Any]]) -> None:
+        """Drop what of these still waits, and forget the results of the rest; done ones are left alone."""
+        for job in jobs:
+            if job.result.done() and not job.result.cancelled():
+                job.result.exception()  # seen: asyncio would report it, and the caller may have left
+            ticket = self._tickets.pop(job, None)
+            if ticket is not None and self._queue.discard(ticket):
+                self._counters.windows_dropped += 1
+            elif job in self._suspects:
+                self._suspects.remove(job)
+                self._counters.windows_dropped += 1
+            elif job.is_running:
+                self._counters.windows_wasted += 1
+            job.result.cancel()
+
+    def _advance(self) -> None:
+        """Start calls while the engine can take them."""
+        while len(self._running) < self._parallel_calls and not self._is_suspect_running:
+            if self._suspects and self._running:
+                return
+            jobs = [self._suspects.popleft()] if self._suspects else self._next_batch()
+            if not jobs:
+                return
+            self._is_suspect_running = jobs[0].crashes > 0
+            self._start(jobs)
+
+    def _next_batch(self) -> list[Job[Any]]:
+        jobs = [waiting.item for waiting in self._queue.take(self._clock(), self._batch_limit)]
+        for job in jobs:
+            self._tickets.pop(job, None)
+        return jobs
+
+    def _batch_limit(self, priority: Priority) -> int:
+        if not priority.is_live and self._clock() - self._live_seen_s < _LIVE_MEMORY_S:
+            return 1  # a call cannot be interrupted, and whoever speaks waits for it
+        return self._max_batch
+
+    def _start(self, jobs: list[Job[Any]]) -> None:
+        for job in jobs:
+            job.is_running = True
+            job.left_engine.clear()
+        self._cost.start(self._clock())
+        task = asyncio.create_task(self._serve(jobs))
+        self._running[task] = jobs
+
+    async def _serve(self, jobs: list[Job[Any]]) -> None:
+        """One turn of the engine, from taking a batch to the end of all it led to."""
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            await self._run(jobs)
+        finally:
+            del self._running[task]
+            self._is_suspect_running = False
+            audio_s = sum(job.window.duration_s for job in jobs)
+            self._cost.stop(self._clock(), audio_s, is_idle=not self._running)
+            _leave_engine(jobs)
+            self._advance()
+
+    async def _run(self, jobs: Sequence[Job[Any]]) -> None:
+        """Give each job its result; jobs whose process died go back to wait."""
+        _leave_engine([job for job in jobs if job.result.done()])  # called off since the batch was formed
+        jobs = [job for job in jobs if not job.result.done()]
+        engine = self._engine()
+        if not jobs or engine is None:
+            return
+        started_s = self._clock()
+        for job in jobs:
+            job.started_s = started_s
+        try:
+            results = await self._call(engine, jobs)
+        except EngineTimeoutError as error:
+            self._fail(jobs, error)
+        except EngineCrashedError as error:
+            self._after_crash(jobs, error)
+        except Exception as error:  # an engine is foreign code: what it raises fails its own rows alone
+            await self._after_failure(jobs, error)
+        else:
+            self._counters.windows_decoded += len(jobs)
+            self._grow_batch()
+            _leave_engine(jobs)
+            for job, result in zip(jobs, results, strict=True):
+                job.ended_s = self._clock()
+                if not job.result.done():
+                    job.result.set_result(result)
+
+    async def _call(self, engine: Engine, jobs: Sequence[Job[Any]]) -> Sequence[Any]:
+        """Call the engine on a thread of its own, and give it up if it hangs."""
+        call, windows = jobs[0].call, [job.window for job in jobs]
+        self._counters.calls += 1
+        running = in_daemon_thread(lambda: call(engine, windows))
+        timeout_s = self._limits.call_timeout_s * len(jobs)
+        await asyncio.wait([running], timeout=timeout_s)
+        if running.done():
+            return running.result()
+        self._counters.calls_hung += 1
+        logger.error("A call with %d windows did not return in %.0f s and is given up", len(jobs), timeout_s)
+        running.add_done_callback(lambda late: late.exception())
+        if not await in_daemon_thread(engine.abort):
+            self._lose(engine)
+        raise _hung()
+
+    def _lose(self, engine: Engine) -> None:
+        self._is_lost = True
+        waiting = list(self._queue)
+        for ticket in waiting:
+            self._queue.discard(ticket)
+            del self._tickets[ticket.item]
+        self._fail([ticket.item for ticket in waiting], _hung())
+        if self._on_lost is not None:
+            self._on_lost(engine)
+
+    def _after_crash(self, jobs: Sequence[Job[Any]], error: EngineCrashedError) -> None:
+        self._counters.calls_crashed += 1
+        for job in jobs:
+            job.crashes += 1
+        self._fail([job for job in jobs if job.crashes > 1], error)
+        again = [job for job in jobs if job.crashes == 1 and not job.result.done()]
+        _leave_engine(again)
+        self._counters.windows_retried += len(again)
+        self._suspects += again
+        logger.warning("The process of a model died: %d windows run once more", len(again))
+
+    async def _after_failure(self, jobs: Sequence[Job[Any]], error: Exception) -> None:
+        middle = len(jobs) // 2
+        if isinstance(error, EngineOutOfMemoryError):
+            self._counters.calls_out_of_memory += 1
+            self._max_batch = max(1, middle)
+            self._calm_calls = 0
+            logger.warning("No memory for %d windows: at most %d from now on", len(jobs), self._max_batch)
+        if middle:
+            self._counters.calls_split += 1
+            await self._run(jobs[:middle])
+            await self._run(jobs[middle:])
+        elif isinstance(error, WhisperServerError):
+            self._fail(jobs, error)
+        else:
+            logger.error("The engine raised %s", type(error).__name__, exc_info=error)
+            failed = EngineError("The model failed on this audio.")
+            failed.__cause__ = error
+            self._fail(jobs, failed)
+
+    def _grow_batch(self) -> None:
+        if self._max_batch < self._most_windows:
+            self._calm_calls += 1
+            if self._calm_calls >= _CALM_CALLS:
+                self._calm_calls = 0
+                self._max_batch = min(2 * self._max_batch, self._most_windows)
+
+    def _fail(self, jobs: Sequence[Job[Any]], error: WhisperServerError) -> None:
+        self._counters.windows_failed += len(jobs)
+        _leave_engine(jobs)
+        for job in jobs:
+            job.ended_s = self._clock()
+            if not job.result.done():
+                job.result.set_exception(error)
+
+
+class _MeasuredCost:
+    """How long the engine is busy for a second of audio: a mean that forgets."""
+
+    def __init__(self) -> None:
+        self._busy_s = 0.0
+        self._audio_s = 0.0
+        self._since_s: float | None = None
+
+    @property
+    def per_audio_s(self) -> float | None:
+        return self._busy_s / self._audio_s if self._audio_s else None
+
+    def start(self, now_s: float) -> None:
+        self._since_s = now_s if self._since_s is None else self._since_s
+
+    def stop(self, now_s: float, audio_s: float, *, is_idle: bool) -> None:
+        since_s = now_s if self._since_s is None else self._since_s
+        self._busy_s = _COST_MEMORY * self._busy_s + now_s - since_s
+        self._audio_s = _COST_MEMORY * self._audio_s + audio_s
+        self._since_s = None if is_idle else now_s
+
+
+def _leave_engine(jobs: Sequence[Job[Any]]) -> None:
+    for job in jobs:
+        job.is_running = False
+        job.left_engine.set()
+
+
+def _compute_share(window: Window) -> float:
+    """What a window takes of its client's share; a full context of dense speech is 1."""
+    return (encoder_frames(window) / ENCODER_FRAMES + window.duration_s / MAX_WINDOW_S) / 2
+
+
+def _hung() -> EngineTimeoutError:
+    return EngineTimeoutError("The model did not answer in time. Try again.")
