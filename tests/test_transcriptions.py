@@ -31,7 +31,8 @@ def test_every_sample_comes_back_in_its_language(
 def test_word_error_rate_over_http_is_that_in_process(
     client: OpenAI, demo_test_set: list[dict[str, Any]], demo_model_path: Path
 ) -> None:
-    """All 200 clips of the test set, four clients at once, against faster-whisper with the same options."""
+    """Half of the test set, four clients at once, against faster-whisper with the same options."""
+    clips = demo_test_set[::2]
     model = WhisperModel(str(demo_model_path), device="cpu", compute_type="int8", cpu_threads=1)
 
     def over_http(clip: dict[str, Any]) -> Any:
@@ -53,18 +54,18 @@ def test_word_error_rate_over_http_is_that_in_process(
         return "".join(segment.text for segment in segments)
 
     with ThreadPoolExecutor(5) as pool:
-        reference = pool.submit(lambda: [in_process(clip) for clip in demo_test_set])
-        transcripts = list(pool.map(over_http, demo_test_set))
+        reference = pool.submit(lambda: [in_process(clip) for clip in clips])
+        transcripts = list(pool.map(over_http, clips))
         texts = reference.result()
     here, there = WordErrors(), WordErrors()
     right_languages = 0
-    for clip, text, transcript in zip(demo_test_set, texts, transcripts, strict=True):
+    for clip, text, transcript in zip(clips, texts, transcripts, strict=True):
         here.add(clip["text"], text)
         there.add(clip["text"], transcript.text)
         right_languages += CODES.get(transcript.language) == clip["language"]
     assert there.rate <= here.rate + 0.001
     assert there.rate <= 0.04
-    assert right_languages >= 0.98 * len(demo_test_set)
+    assert right_languages >= 0.98 * len(clips)
 
 
 @pytest.mark.parametrize("threshold", [0.1, 1.0], ids=["sure at once", "never sure"])

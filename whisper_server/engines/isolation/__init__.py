@@ -5,6 +5,7 @@ process.py      the server's end of one process
 child.py        what that process runs
 messages.py     what the two say to each other
 audio_slots.py  the memory they share
+heap.py         what that process does with memory that is free
 """
 
 from whisper_server.engines.isolation.engine import IsolatedEngine, isolated

@@ -21,6 +21,7 @@ from typing import Any, Final, cast
 from whisper_server.core.engine import Engine, EngineLoader
 from whisper_server.core.errors import EngineError, ModelLoadError, WhisperServerError
 from whisper_server.engines.isolation.audio_slots import SharedAudio
+from whisper_server.engines.isolation.heap import IdleTrimmer, keep_freed_memory
 from whisper_server.engines.isolation.messages import (
     Begin,
     Call,
@@ -51,6 +52,7 @@ def main(connection: "Connection[Any, Any]", lifeline: "Connection[Any, Any]", j
         lifeline: nothing is ever sent; it is closed when the server wants an end, or has died.
         job: the model.
     """
+    keep_freed_memory()
     _prepare_process()
     threading.Thread(target=_end_with, args=(lifeline,), name="lifeline", daemon=True).start()
     pipe = _Pipe(connection)
@@ -95,6 +97,7 @@ class _Calls:
         self._pipe = pipe
         self._engine = engine
         self._audio = audio
+        self._trimmer = IdleTrimmer()
 
     def answer(self, call: Call) -> None:
         try:
@@ -103,6 +106,7 @@ class _Calls:
             fault = _described(error, EngineError("The model failed on this audio."))
             answer = pickle.dumps(Fault(call.call_id, fault))
         self._pipe.send_pickled(answer)
+        self._trimmer.note_use()
 
     def _results(self, call: Call) -> list[Any]:
         windows = list(call.windows)

@@ -3,15 +3,13 @@
 import itertools
 import logging
 import multiprocessing
-import os
 import pickle
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from multiprocessing import resource_tracker
@@ -42,9 +40,6 @@ _logger = logging.getLogger("whisper_server.isolation")
 
 _LINGER_S: Final = 5.0
 """How long a process may take to vanish after its pipe has closed or it was killed."""
-
-_TUNABLES = "GLIBC_TUNABLES"
-_starting = threading.Lock()
 
 
 class Ending(Enum):
@@ -318,28 +313,9 @@ def _start(process: BaseProcess) -> None:
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, child.GROUP_SIGNALS)
     try:
-        with _huge_pages():
-            process.start()
+        process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _huge_pages() -> Iterator[None]:
-    """Have the C library of a process that starts meanwhile ask for huge pages.
-
-    CTranslate2 maps and unmaps its large buffers in every layer; a third of its time goes into the page
-    faults of small pages. glibc (2.35 and later) reads this before `main`; others ignore it.
-    """
-    with _starting:
-        if _TUNABLES in os.environ:  # the operator knows better
-            yield
-            return
-        os.environ[_TUNABLES] = "glibc.malloc.hugetlb=1"
-        try:
-            yield
-        finally:
-            del os.environ[_TUNABLES]
 
 
 def _signal_name(number: int) -> str:

@@ -1,0 +1,62 @@
+"""How the process of a model keeps the memory that its calls use, and when it gives it back.
+
+CTranslate2 allocates and frees large buffers in every layer. glibc maps and unmaps each anew, and half of an
+encode's time goes into page faults. A heap that keeps what was freed halves the cost of an encode; once no
+call has come for a while, it goes back to the system.
+"""
+
+import contextlib
+import ctypes
+import threading
+from typing import Final
+
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_MAX: Final = -4
+_M_ARENA_MAX: Final = -8
+"""See mallopt(3) of glibc; elsewhere there is no such call, and nothing changes."""
+
+_NEVER: Final = 2**31 - 1
+
+_IDLE_S: Final = 5.0
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep freed memory, in one heap: before a thread has made another."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+        libc.mallopt(_M_ARENA_MAX, 1)
+
+
+class IdleTrimmer:
+    """Gives freed memory back to the system once nothing has been done for a few seconds.
+
+    Thread-safe; it has a thread of its own.
+
+    Args:
+        idle_s: how long nothing was done.
+    """
+
+    def __init__(self, idle_s: float = _IDLE_S) -> None:
+        self._idle_s = idle_s
+        self._used = threading.Event()
+        threading.Thread(target=self._run, name="trim", daemon=True).start()
+
+    def note_use(self) -> None:
+        """Something was done."""
+        self._used.set()
+
+    def _run(self) -> None:
+        while True:
+            self._used.wait()
+            while self._used.is_set():
+                self._used.clear()
+                self._used.wait(self._idle_s)
+            trim_heap()
+
+
+def trim_heap() -> None:
+    """Give freed memory back to the system, where the C library can."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
