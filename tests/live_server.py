@@ -52,6 +52,7 @@ def running_app(app: FastAPI) -> Iterator[str]:
             lifespan="on",
             ws="websockets-sansio",
             ws_max_size=24 << 20,
+            ws_ping_timeout=None,
             timeout_graceful_shutdown=5,
         )
         server = Server(config)

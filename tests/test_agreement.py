@@ -60,6 +60,7 @@ def test_words_that_are_stable_are_not_told_again_though_their_times_move(shift_
         again = Agreement(0.0)
         for _ in range(2):
             again.hear(words("the cat sat on the"), 9.0)
+        again.leave_out_before(start_s)
         again.hear(words(text, start_s + shift_s), 9.0)
         assert again.unstable_text == " mat", text
 
@@ -78,24 +79,71 @@ def test_words_of_the_utterance_before_are_left_out() -> None:
     assert agreement.unstable_text == "after"
 
 
-def test_the_prompt_is_the_last_tokens_of_what_is_left_out() -> None:
-    agreement = Agreement(0.0)
-    text = " ".join(["word"] * 80)
-    for _ in range(2):
-        agreement.hear(words(text), 99.0)
-    assert agreement.prompt_tokens(0.0) == ()
-    assert len(agreement.prompt_tokens(2.5)) == 5
-    assert len(agreement.prompt_tokens(40.0)) == MAX_PROMPT_TOKENS
-    assert agreement.text_before(1.0) == " word word"
+def test_the_prompt_is_the_last_tokens_of_what_is_left_out_as_many_as_other_streams_have() -> None:
+    for left_out_s, count in ((0.0, 0), (7.5, 0), (8.0, 16), (11.0, 16), (40.0, MAX_PROMPT_TOKENS)):
+        agreement = Agreement(0.0)
+        numbered = [replace(word, tokens=(i,)) for i, word in enumerate(words(" ".join(["word"] * 80)))]
+        for _ in range(2):
+            agreement.hear(numbered, 99.0)
+        agreement.leave_out_before(left_out_s)
+        left_out = int(2 * left_out_s)
+        assert agreement.prompt_tokens == tuple(range(left_out - count, left_out))
+        assert len(agreement.left_out_text.split()) == left_out
 
 
-def test_sentence_ends_are_known_where_stable() -> None:
+def test_stable_sentences_are_left_out_whole() -> None:
     agreement = Agreement(1.0)
-    assert agreement.sentence_end_s == 1.0
+    assert agreement.leave_out_sentences() == 0.0
     for _ in range(2):
-        agreement.hear(words("One two. Three", 1.0), 9.0)
-    assert agreement.sentence_end_s == 2.0
-    assert agreement.stable_end_s == 2.5
+        agreement.hear(words("One two. Three four", 1.0), 9.0)
+    assert agreement.leave_out_sentences() == 2.0
+    assert agreement.left_out_text == " One two."
+    assert agreement.leave_out_stable() == agreement.stable_end_s == 3.0
+
+
+@pytest.mark.parametrize(
+    ("heard", "fresh"),
+    [
+        ("we go from Rome to Oslo today", " today"),
+        ("we travel from Rome to Oslo today", " today"),  # one stable word was another
+        ("we go from Rome to Paris today", " today"),
+        ("we all go from Rome to Oslo today", " today"),
+        ("go from Rome to Oslo today", " today"),
+    ],
+)
+@pytest.mark.parametrize("late_s", [0.0, 1.2, 2.5])
+def test_stable_words_are_told_once_though_audio_that_broke_off_had_them_far_too_early(
+    heard: str, fresh: str, late_s: float
+) -> None:
+    agreement = Agreement(0.0)
+    for _ in range(2):
+        agreement.hear(words("we go from Rome to Oslo", word_s=0.2), 9.0)
+    for _ in range(2):
+        agreement.hear(words(heard, late_s), 9.0)
+    assert agreement.stable_text + agreement.unstable_text == "we go from Rome to Oslo" + fresh
+
+
+def test_a_decode_that_goes_on_without_a_space_makes_no_word_of_two() -> None:
+    agreement = Agreement(0.0)
+    for _ in range(2):
+        agreement.hear(words("the train to Madrid"), 9.0)
+    agreement.leave_out_stable()
+    on = [replace(words("Lisbon")[0], text="Lisbon", start_s=2.1, end_s=2.6)]
+    agreement.hear(on, 9.0)
+    assert agreement.unstable_text == " Lisbon"
+    agreement.hear([replace(on[0], text=",")], 9.0)
+    assert agreement.unstable_text == ","
+
+
+def test_a_full_stop_is_stable_only_where_something_follows() -> None:
+    agreement = Agreement(0.0)
+    stop = AlignedWord(".", (9,), 1.0, 1.0, 0.9)
+    for _ in range(2):
+        agreement.hear([*words("the city"), stop], 9.0)
+    assert (agreement.stable_text, agreement.unstable_text) == ("the city", ".")
+    for _ in range(2):
+        agreement.hear([*words("the city"), stop, *words("we go", 1.0)], 9.0)
+    assert agreement.stable_text == "the city. we go"
 
 
 @given(
@@ -112,7 +160,7 @@ def test_stable_text_only_ever_grows(
         agreement.hear(words(text), end_s)
         seen.append(agreement.stable_text)
         if settled_s is not None:
-            agreement.settle_before(settled_s)
+            agreement.leave_out_before(settled_s)
             seen.append(agreement.stable_text)
     assert all(after.startswith(before) for before, after in itertools.pairwise(seen))
 

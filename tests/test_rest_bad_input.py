@@ -245,6 +245,7 @@ OWN_FIELDS = [
         for value in values
     ),
     Row("unknown profile", fields(decode_profile="fastest"), "unsupported_value", "decode_profile"),
+    Row("unknown audio context", fields(audio_context="1500"), "unsupported_value", "audio_context"),
     Row("unknown long form", fields(long_form="random"), "unsupported_value", "long_form"),
     Row(
         "unknown VAD parameter",

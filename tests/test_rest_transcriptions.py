@@ -16,7 +16,7 @@ from openai import AsyncOpenAI, OpenAI
 from tests.live_server import running_server
 from tests.media import noise, silence, tone, wav
 from tests.wire import FORM_TYPE, ROUTE, form, part, request, scripted_server
-from whisper_server.core.types import DecodeOptions, Task, Timestamps, Window
+from whisper_server.core.types import AudioContext, DecodeOptions, Task, Timestamps, Window
 from whisper_server.engines.scripted import ScriptedEngine, Step, scripted_capabilities
 
 SEGMENT_FIELDS = {
@@ -445,6 +445,11 @@ def test_timestamps_are_as_fine_as_asked_for(
     scripted: tuple[ScriptedEngine, str], given: dict[str, str], timestamps: Timestamps
 ) -> None:
     assert asked(scripted, given).timestamps is timestamps
+
+
+def test_the_encoder_looks_at_all_unless_asked_otherwise(scripted: tuple[ScriptedEngine, str]) -> None:
+    assert asked(scripted, {}).audio_context is AudioContext.FULL
+    assert asked(scripted, {"audio_context": "auto"}).audio_context is AudioContext.AUTO
 
 
 def test_clips_are_all_that_is_decoded(scripted: tuple[ScriptedEngine, str]) -> None:

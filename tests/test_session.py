@@ -499,10 +499,13 @@ def test_partials_thin_out_when_decodes_are_dear_and_workers_are_shared() -> Non
 
 def test_long_windows_leave_stable_audio_out_and_give_its_tokens_as_prompt() -> None:
     options = StreamOptions(max_partial_window_s=4.0)
-    replay = Replay(options).feed(speech(" ".join(WORDS * 2)).pcm, [512])
+    sentence = " ".join(WORDS * 3)
+    replay = Replay(options).feed(speech(sentence).pcm, [512])
     assert max(decode.window.duration_s for decode in replay.decodes) <= 4.0
-    assert replay.decodes[-1].window.previous_tokens[:3] == (1, 2, 3)
-    assert replay.of(PartialTranscript)[-1].text.startswith(" ".join(WORDS))
+    prompt = replay.decodes[-1].window.previous_tokens
+    assert len(prompt) == 16
+    assert "".join(map(str, prompt)) in "".join(str(i % 10 + 1) for i in range(30))
+    assert sentence.startswith(replay.of(PartialTranscript)[-1].text)
 
 
 def test_a_window_that_never_agrees_still_moves_on() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from bench.load.report import Result, Verdict
 from bench.load.targets import Reply
 
 _AT_ONCE = 25
+_SETTLE_S = 8.0
+"""A model's process gives back what its calls have used once none has come for 5 s."""
+
 _MAX_GROWTH = 0.03
 _MAX_NEXT_RATIO = 1.5
 _LOOK_S = 0.02
@@ -37,12 +40,12 @@ class _Seen:
     Attributes:
         decoded: windows, in all.
         after: windows begun when the last client of a wave had left, the largest of all waves.
-        memory_mb: when nobody was inside, after each wave.
+        memory_mb: when all had left and the server had settled.
     """
 
     decoded: int = 0
     after: int = 0
-    memory_mb: list[float] = field(default_factory=list)
+    memory_mb: float | None = None
 
 
 async def leavers(plan: Plan) -> Result:
@@ -70,7 +73,7 @@ async def leavers(plan: Plan) -> Result:
             windows,
             seen.decoded,
             size.clients * windows,
-            seen.memory_mb[-1] if seen.memory_mb else None,
+            seen.memory_mb,
         )
     )
     result.verdicts = [
@@ -101,8 +104,8 @@ async def _waves(server: OwnServer, clip: Clip, clients: int, longest_stay_s: fl
                 stay_s = float(rng.uniform(0, longest_stay_s))
                 group.create_task(_come_and_go(server, clip, stay_s, is_uploader=number % _UPLOADERS == 0))
         seen.after = max(seen.after, await _begun_from_now(server))
-        if (memory_mb := server.memory_mb()) is not None:
-            seen.memory_mb.append(memory_mb)
+    await asyncio.sleep(_SETTLE_S)
+    seen.memory_mb = server.memory_mb()
     seen.decoded = await _decoded(server) - start
     return seen
 
@@ -154,6 +157,6 @@ async def _decoded(server: OwnServer) -> int:
 
 def _grown(warm: _Seen, seen: _Seen) -> float | None:
     """By which share the memory after the last waves lies above that after the warm-up."""
-    if not warm.memory_mb or not seen.memory_mb:
+    if warm.memory_mb is None or seen.memory_mb is None:
         return None
-    return median(seen.memory_mb[-2:]) / warm.memory_mb[-1] - 1
+    return seen.memory_mb / warm.memory_mb - 1

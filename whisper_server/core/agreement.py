@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 
 from whisper_server.core.endpointing import ends_sentence
 from whisper_server.core.stream_events import Replacement
@@ -28,8 +28,12 @@ LEAST_PROBABILITY = 0.5
 Measured with the demo model: of the stable words, finals replaced 26 % without this rule and 6 % with it.
 """
 
-_NEAR_WORDS = 3
-_LONGEST_OVERLAP_WORDS = 5
+PROMPT_STEP_TOKENS = 16
+"""Prompts have a multiple of so many tokens, since only windows with as many share a call of the model."""
+
+_REHEARD_WORDS = 40
+"""So many of the last stable words are looked for in what is heard; a window of 8 s has about 25."""
+
 _UNIT = re.compile(r"\s*\S+")
 _NOT_LETTERS = re.compile(r"[\W_]+")
 
@@ -45,6 +49,7 @@ class Agreement:
         self._since_s = since_s
         self._stable: list[AlignedWord] = []
         self._tail: list[AlignedWord] = []
+        self._left_out = 0  # so many stable words are not in the audio any more
 
     @property
     def stable_text(self) -> str:
@@ -63,12 +68,6 @@ class Agreement:
         return self._stable[-1].end_s if self._stable else self._since_s
 
     @property
-    def sentence_end_s(self) -> float:
-        """Where the last stable sentence ends."""
-        ends = (word.end_s for word in reversed(self._stable) if ends_sentence(word.text))
-        return next(ends, self._since_s)
-
-    @property
     def confidence(self) -> float:
         """Mean probability of all words; 0 where there are none."""
         words = [*self._stable, *self._tail]
@@ -81,48 +80,73 @@ class Agreement:
             words: in order; they may begin with words that are stable already.
             audio_end_s: where the decoded audio ends.
         """
-        fresh = list(words[self._first_fresh(words) :])
+        own = list(dropwhile(lambda word: _middle_s(word) < self._since_s, words))
+        fresh = _spaced(own[self._first_fresh(own) :], self._stable)
         agreed = 0
         for old, new in zip(self._tail, fresh, strict=False):
             is_sure = new.probability >= LEAST_PROBABILITY and new.end_s <= audio_end_s - HOLD_BACK_S
             if not is_sure or old.text.strip() != new.text.strip():
                 break
             agreed += 1
+        if agreed == len(fresh) and agreed and not _letters(fresh[-1].text):
+            agreed -= 1  # a model ends a sentence wherever the audio breaks off
         self._stable += fresh[:agreed]
         self._tail = fresh[agreed:]
 
-    def settle_before(self, time_s: float) -> None:
-        """Make stable what ends before a time, agreed or not: its audio will not be decoded again."""
+    def leave_out_sentences(self) -> float:
+        """Expect the stable sentences no more; where the last one ends, or 0."""
+        ends = (number for number, word in enumerate(self._stable, 1) if ends_sentence(word.text))
+        return self._leave_out(max(ends, default=0))
+
+    def leave_out_stable(self) -> float:
+        """Expect the stable words no more; where the last one ends, or 0."""
+        return self._leave_out(len(self._stable))
+
+    def leave_out_before(self, time_s: float) -> None:
+        """Expect no more what ends before a time, and make it stable, agreed or not."""
         count = sum(1 for _ in takewhile(lambda word: word.end_s <= time_s, self._tail))
         self._stable += self._tail[:count]
         self._tail = self._tail[count:]
+        self._leave_out(sum(1 for _ in takewhile(lambda word: word.end_s <= time_s, self._stable)))
 
-    def prompt_tokens(self, before_s: float) -> tuple[int, ...]:
-        """The tokens of the stable words that end before a time, the last `MAX_PROMPT_TOKENS`."""
-        words = self._settled(before_s)
-        return tuple(token for word in words for token in word.tokens)[-MAX_PROMPT_TOKENS:]
+    @property
+    def prompt_tokens(self) -> tuple[int, ...]:
+        """The last tokens of the words left out: at most `MAX_PROMPT_TOKENS`.
 
-    def text_before(self, before_s: float) -> str:
-        """The text of the stable words that end before a time."""
-        return _text(self._settled(before_s))
+        They are as many as a multiple of `PROMPT_STEP_TOKENS` allows.
+        """
+        tokens = [token for word in self._stable[: self._left_out] for token in word.tokens]
+        count = min(len(tokens), MAX_PROMPT_TOKENS) // PROMPT_STEP_TOKENS * PROMPT_STEP_TOKENS
+        return tuple(tokens[len(tokens) - count :])
 
-    def _settled(self, before_s: float) -> list[AlignedWord]:
-        # Audio starts at a whole sample; the word that ends there is not in it.
-        return [word for word in self._stable if word.end_s <= before_s + 0.01]
+    @property
+    def left_out_text(self) -> str:
+        """The text of the words left out."""
+        return _text(self._stable[: self._left_out])
+
+    def _leave_out(self, count: int) -> float:
+        self._left_out = max(self._left_out, count)
+        return self._stable[self._left_out - 1].end_s if self._left_out else 0.0
 
     def _first_fresh(self, words: Sequence[AlignedWord]) -> int:
-        """The index of the first word after the stable ones: by time, mended by text near that place."""
+        """The index of the first word after the stable ones.
+
+        What is heard begins with what is nearest, by edit distance, to the stable words that are in the audio:
+        their times, from a decode of audio that broke off, may be wrong by a second. Of places as near, the
+        one counts that ends with the last stable word, then the one that takes a word for another rather
+        than for none, then the one at the right time.
+        """
         by_time = sum(1 for _ in takewhile(lambda word: _middle_s(word) < self.stable_end_s, words))
-        best, longest = by_time, 0
-        nearest_first = sorted(
-            range(max(1, by_time - _NEAR_WORDS), min(len(words), by_time + _NEAR_WORDS) + 1),
-            key=lambda index: abs(index - by_time),
-        )
-        for index in nearest_first:
-            length = _overlap(self._stable, words[:index])
-            if length > longest:
-                best, longest = index, length
-        return best
+        stable = [_letters(word.text) for word in self._stable[-_REHEARD_WORDS:]]
+        heard = [_letters(word.text) for word in words]
+        expected = min(len(self._stable) - self._left_out, len(stable))
+        distances = _prefix_distances(stable, len(stable) - expected, heard)
+
+        def rank(index: int) -> tuple[int, bool, int, int]:
+            ends_otherwise = expected > 0 and (index == 0 or heard[index - 1] != stable[-1])
+            return distances[index], ends_otherwise, -min(index, expected), abs(index - by_time)
+
+        return min(range(len(words) + 1), key=rank)
 
 
 def words_of(decoded: Decoded, offset_s: float, duration_s: float) -> list[AlignedWord]:
@@ -186,10 +210,29 @@ def _is_begun(last: Replacement, before: str, after: str) -> bool:
     )
 
 
-def _overlap(stable: Sequence[AlignedWord], heard: Sequence[AlignedWord]) -> int:
-    """How many words the end of the stable text and the end of what was heard have in common."""
-    pairs = zip(reversed(stable[-_LONGEST_OVERLAP_WORDS:]), reversed(heard), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: _key(pair[0].text) == _key(pair[1].text), pairs))
+def _prefix_distances(stable: Sequence[str], left_out: int, heard: Sequence[str]) -> list[int]:
+    """The edit distance of stable words to each beginning of what is heard, the empty one first.
+
+    The first `left_out` of them are not expected and may be missing, but a window may begin within the last.
+    """
+    row = list(range(len(heard) + 1))
+    for number, word in enumerate(stable, 1):
+        above, row = row, [max(0, number - left_out)]
+        for index, other in enumerate(heard, 1):
+            row.append(min(above[index] + 1, row[-1] + 1, above[index - 1] + (word != other)))
+    return row
+
+
+def _spaced(words: Sequence[AlignedWord], stable: Sequence[AlignedWord]) -> list[AlignedWord]:
+    """The words, the first with a space before it where it follows others in a language with spaces.
+
+    A decode that goes on from a prompt may begin without one, and its word would grow onto the last.
+    """
+    first = words[0].text if words else ""
+    has_spaces = any(word.text.startswith(" ") for word in (*stable, *words))
+    if not stable or not has_spaces or not first[:1].isalnum():
+        return list(words)
+    return [replace(words[0], text=f" {first}"), *words[1:]]
 
 
 def _units(text: str) -> list[str]:
@@ -198,7 +241,12 @@ def _units(text: str) -> list[str]:
 
 
 def _key(text: str) -> str:
-    return _NOT_LETTERS.sub("", text).casefold() or text.strip()
+    return _letters(text) or text.strip()
+
+
+def _letters(text: str) -> str:
+    """What tells a word from another; nothing for marks, which change from decode to decode."""
+    return _NOT_LETTERS.sub("", text).casefold()
 
 
 def _middle_s(word: AlignedWord) -> float:

@@ -100,7 +100,7 @@ class Partials:
         self._asked_to = end
         self._wait_s = now_s - max(self._asked_s, self._opened_s)
         self._asked_s = now_s
-        tokens = self._agreement.prompt_tokens(self._start / SAMPLE_RATE)
+        tokens = self._agreement.prompt_tokens
         decode = replace(options.partial_decode, hotwords=options.hotwords or options.partial_decode.hotwords)
         return Window(
             samples=buffer.read(self._start, end),
@@ -142,20 +142,19 @@ class Partials:
 
     def _trim(self, end: int, longest: int) -> None:
         if end - self._start > min(_SHORT_SAMPLES, longest):
-            self._leave_out(self._agreement.sentence_end_s)
+            self._begin_at(self._agreement.leave_out_sentences())
         if end - self._start > longest - _ROOM_SAMPLES:
-            self._leave_out(self._agreement.stable_end_s)
+            self._begin_at(self._agreement.leave_out_stable())
         if end - self._start > longest:
-            self._agreement.settle_before((end - longest) / SAMPLE_RATE)
-            self._leave_out(self._agreement.stable_end_s)
-            self._start = max(end - longest, self._start)
+            self._agreement.leave_out_before((end - longest) / SAMPLE_RATE)
+            self._start = end - longest
 
-    def _leave_out(self, before_s: float) -> None:
-        self._start = max(self._start, math.floor(before_s * SAMPLE_RATE))
+    def _begin_at(self, time_s: float) -> None:
+        self._start = max(self._start, math.floor(time_s * SAMPLE_RATE))
 
     def _prompt(self, prompt: str) -> str:
         """The prompt where words have no tokens: the client's, and the text whose audio is left out."""
         if self._times_words:
             return prompt
-        settled = self._agreement.text_before(self._start / SAMPLE_RATE).split()
+        settled = self._agreement.left_out_text.split()
         return " ".join([prompt, *settled[-_PROMPT_WORDS:]]).strip()

@@ -227,6 +227,13 @@ OWN_FIELDS: tuple[RequestField, ...] = (
         "language_detection_segments", _integer(1, 100), "1", "windows to listen to until a language is sure"
     ),
     RequestField("language_detection_threshold", _number(0, 1), "0.5", "when it is sure"),
+    RequestField(
+        "audio_context",
+        _enum(["full", "auto"]),
+        "setting, `full`",
+        "how much audio the encoder looks at: 30 s, or the speech and a margin; `auto` is faster for short "
+        "recordings and can lose or change words",
+    ),
     RequestField("chunk_length", _integer(1, MAX_WINDOW_S), "30", "longest window, seconds"),
     RequestField(
         "clip_timestamps",

@@ -16,7 +16,7 @@ from whisper_server.core.errors import InvalidRequestError
 from whisper_server.core.formats import SubtitleOptions
 from whisper_server.core.languages import LANGUAGES, language_code
 from whisper_server.core.longform import LongFormOptions
-from whisper_server.core.types import MAX_WINDOW_S, DecodeOptions, Task, Timestamps
+from whisper_server.core.types import MAX_WINDOW_S, AudioContext, DecodeOptions, Task, Timestamps
 from whisper_server.core.voice_activity import VadOptions
 from whisper_server.services.model_catalog import ModelReference
 from whisper_server.services.transcription import LongForm, TranscriptionRequest
@@ -263,6 +263,7 @@ def _long_form_options(
         prompt=fields.text("prompt") or "",
         prefix=fields.text("prefix") or "",
         timestamps=_timestamps(fields, needs_words=needs_words or threshold_s is not None),
+        audio_context=fields.choice("audio_context", AudioContext) or AudioContext(settings.audio_context),
         decode=decode,
         window_s=fields.integer("chunk_length", 1, MAX_WINDOW_S) or MAX_WINDOW_S,
         condition_on_previous_text=settings.condition_on_previous_text if condition is None else condition,
