@@ -57,6 +57,7 @@ class Replay:
         cost_s: float = 0.01,
         times_words: bool = True,
         sharing: float = 1.0,
+        is_congested: bool = False,
     ) -> None:
         ids = (f"u{number}" for number in itertools.count(1))
         self.session = Session(
@@ -70,6 +71,7 @@ class Replay:
         self._is_prompt = is_prompt
         self._cost_s = cost_s
         self._sharing = sharing
+        self._is_congested = is_congested
         self._unjudged: Pcm16 = np.empty(0, dtype=np.int16)
         self.events: list[StreamEvent] = []
         self.decodes: list[StartDecode] = []
@@ -147,4 +149,4 @@ class Replay:
         whole = len(audio) // BLOCK_SAMPLES * BLOCK_SAMPLES
         self._unjudged = audio[whole:]
         if whole and self.is_open:
-            self.do(SpeechJudged(self._judge(audio[:whole]), self._sharing))
+            self.do(SpeechJudged(self._judge(audio[:whole]), self._sharing, self._is_congested))

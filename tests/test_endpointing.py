@@ -102,3 +102,32 @@ def test_options_out_of_range_are_refused_by_name(make: object, name: str) -> No
     with pytest.raises(InvalidRequestError, match=name) as caught:
         make()
     assert caught.value.param == name
+
+
+@given(
+    probabilities=st.lists(st.sampled_from([0.0, 0.4, 0.9]), max_size=120),
+    min_speech_ms=st.sampled_from([64, 250]),
+    min_silence_ms=st.sampled_from([100, 320, 500]),
+)
+def test_patience_gathers_blocks_and_tells_beginnings_and_ends_as_soon_as_without(
+    probabilities: list[float], min_speech_ms: int, min_silence_ms: int
+) -> None:
+    voice = VoiceOptions(min_speech_ms=min_speech_ms, min_silence_ms=min_silence_ms)
+    heard = probabilities + [0.0] * 30
+    at_once = marks(heard, voice)
+    endpointer, position, late = Endpointer(voice), 0, []
+    while position < len(heard):
+        gathered = heard[position : position + endpointer.patience]
+        position += len(gathered)
+        told = [mark for probability in gathered for mark in endpointer.feed(probability)]
+        late += [(mark.sign, position - mark.heard // BLOCK_SAMPLES) for mark in told]
+    assert [sign for sign, _ in late] == [mark.sign for mark in at_once]
+    most = {VoiceSign.BEGUN: 2, VoiceSign.RESUMED: 1, VoiceSign.PAUSED: 1, VoiceSign.ENDED: 1}
+    assert all(blocks <= most[sign] for sign, blocks in late)
+
+
+def test_a_quiet_stream_is_listened_to_four_times_a_second() -> None:
+    endpointer = Endpointer(VoiceOptions())
+    assert endpointer.patience == 7
+    list(endpointer.feed(0.9))
+    assert endpointer.patience == 2

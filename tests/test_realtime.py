@@ -120,7 +120,8 @@ def test_text_is_sent_while_somebody_speaks_where_a_client_asks_for_that(
             events += client.until("error")
             if len(engine.windows) > decoded:
                 break
-    events += client.until(".completed")
+    if not any(event["type"].endswith(".completed") for event in events):
+        events += client.until(".completed")
     names = types(events)
     assert deltas(events) == events[-1]["transcript"] == words
     assert names.index("delta") < names.index("buffer.committed")

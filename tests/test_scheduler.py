@@ -266,6 +266,20 @@ async def test_the_urgent_is_decoded_first(patient: Patient) -> None:
     assert durations(patient.engine)[1:] == [3, 2, 1]
 
 
+async def test_the_call_that_only_prepares_is_no_more_patient_than_what_runs() -> None:
+    gate = threading.Event()
+    engine = ScriptedEngine(then=Step(gate=gate), capabilities=scripted_capabilities(parallel_calls=2))
+    patient = Patient(engine, gate)
+    await patient.hold()
+    await patient.add(window(1), priority=Priority.LONG_FILE)
+    assert len(engine.windows) == 1
+    await patient.add(window(2))
+    await begun(engine, 2)
+    assert durations(engine) == [29, 2]
+    await patient.release()
+    assert durations(engine) == [29, 2, 1]
+
+
 async def test_files_come_one_at_a_time_while_somebody_speaks(patient: Patient) -> None:
     await patient.add(window(1), window(2), window(3))
     await patient.add(window(4), priority=Priority.LIVE_PARTIAL)

@@ -445,16 +445,17 @@ async def test_a_session_without_a_detector_is_refused_and_leaves_no_trace() -> 
     format=st.sampled_from(PcmFormat),
     rate_hz=st.sampled_from([8000, 16000, 24000, 44100]),
     sizes=st.lists(st.integers(1, 3000), min_size=1, max_size=6),
+    gather_s=st.sampled_from([0.0, 0.05, 0.2]),
 )
-def test_converted_audio_does_not_depend_on_how_it_is_cut(
-    format: PcmFormat, rate_hz: int, sizes: list[int]
+def test_converted_audio_does_not_depend_on_how_it_is_cut_and_gathered(
+    format: PcmFormat, rate_hz: int, sizes: list[int], gather_s: float
 ) -> None:
     data = np.random.default_rng(7).integers(0, 256, 20_001).astype(np.uint8).tobytes()
     whole, cut = PcmInput(format, rate_hz), PcmInput(format, rate_hz)
     parts, start, turn = [], 0, 0
     while start < len(data):
         size = sizes[turn % len(sizes)]
-        parts.append(cut.feed(data[start : start + size]))
+        parts.append(cut.feed(data[start : start + size], gather_s=gather_s))
         start, turn = start + size, turn + 1
     expected = np.concatenate([whole.feed(data), whole.flush()])
     np.testing.assert_array_equal(np.concatenate([*parts, cut.flush()]), expected)

@@ -31,6 +31,9 @@ _MAX_REFUSAL_MS = 100.0
 _MAX_GROWTH = 0.03
 _MAX_QUEUE_GROWTH = 0.10
 _MAX_RECOVERY_S = 5.0
+_MAX_WAIT_S = 3.0
+"""Whoever is let in waits no longer than this, so that is about how long it takes to be normal again."""
+
 _NORMAL = 1.5
 """Up to this many times the idle p95 a latency is normal again."""
 
@@ -143,7 +146,7 @@ async def overload(plan: Plan) -> Result:
     )
     result = Result("overload", (*columns, "right p50 ms", "p95 ms", "idle p95 ms", "normal again s"))
     samples = _Samples()
-    async with plan.server() as server:
+    async with plan.server({"limits.max_estimated_wait_s": _MAX_WAIT_S}) as server:
         own = await _measure(
             server.target,
             clips,
@@ -161,6 +164,7 @@ async def overload(plan: Plan) -> Result:
         f"clips of about 3 s at {_TIMES_CAPACITY:g} × what {_CLOSED_CLIENTS} clients got in "
         f"{size.capacity_s:g} s, arriving at random for {size.load_s:g} s; for {size.others_s:g} s at the "
         "others, because without refusals a queue only grows",
+        f"the server refuses what would wait longer than {_MAX_WAIT_S:g} s (limits.max_estimated_wait_s)",
         f"normal again: from the last arrival until a lone clip takes at most {_NORMAL:g} × the idle p95, "
         "while those who were let in are still served",
     ]

@@ -131,7 +131,7 @@ class Agreement:
     def _first_fresh(self, words: Sequence[AlignedWord]) -> int:
         """The index of the first word after the stable ones.
 
-        What is heard begins with what is nearest, by edit distance, to the stable words that are in the audio:
+        What is heard begins with what is nearest, by edit distance, to the stable words in that audio:
         their times, from a decode of audio that broke off, may be wrong by a second. Of places as near, the
         one counts that ends with the last stable word, then the one that takes a word for another rather
         than for none, then the one at the right time.

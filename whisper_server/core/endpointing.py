@@ -4,6 +4,7 @@ The rules are those of `voice_activity.find_speech`, told as the audio comes: wi
 the same spans. Source: the Silero project's `get_speech_timestamps`.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -14,6 +15,9 @@ from whisper_server.core.voice_activity import BLOCK_SAMPLES
 
 EARLY_SILENCE_SAMPLES = SAMPLE_RATE // 5
 """Silence after which a final may begin, to be published if the silence holds: 200 ms."""
+
+_BLOCKS_IN_SPEECH = 2
+_MOST_BLOCKS_WHEN_QUIET = 8
 
 _SENTENCE_END_MARKS = (".", "。", "!", "！", "?", "？", "।", "؟", "։")
 _UNFINISHED_MARKS = ("...", "…")
@@ -91,6 +95,25 @@ class Endpointer:
     def is_begun(self) -> bool:
         """Whether there is speech, or a pause in it, that will be told to end."""
         return self._is_begun
+
+    @property
+    def patience(self) -> int:
+        """How many blocks may be gathered before they are listened to, so that no sign comes late for it.
+
+        Where nobody speaks, speech is told only when there is enough of it; in a silence the next sign has
+        its time.
+        """
+        if self._start is None:
+            shortest = int(_samples(self._voice.min_speech_ms)) // BLOCK_SAMPLES
+            return min(max(shortest, _BLOCKS_IN_SPEECH), _MOST_BLOCKS_WHEN_QUIET)
+        if self._silence is None:
+            return _BLOCKS_IN_SPEECH
+        silence = self._heard - self._silence
+        if self._is_begun and not self._is_paused:
+            missing: float = EARLY_SILENCE_SAMPLES - silence
+        else:
+            missing = _samples(self._voice.min_silence_ms) + BLOCK_SAMPLES - silence
+        return min(max(math.ceil(missing / BLOCK_SAMPLES), 1), _BLOCKS_IN_SPEECH)
 
     def judge_text(self, text: str) -> None:
         """Tell what the utterance says so far, up to a silence."""

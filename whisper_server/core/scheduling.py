@@ -97,7 +97,13 @@ class FairQueue(Generic[_Item]):
         """Take something out that is no longer wanted; false where it does not wait."""
         return self._classes[waiting.priority].discard(waiting)
 
-    def take(self, now_s: float, limit: Callable[[Priority], int]) -> list[Waiting[_Item]]:
+    def take(
+        self,
+        now_s: float,
+        limit: Callable[[Priority], int],
+        *,
+        most_patient: Priority = Priority.LONG_FILE,
+    ) -> list[Waiting[_Item]]:
         """Take out what is next, and whatever of its priority may share a batch with it.
 
         A batch is done when its slowest row is, so the urgent takes nothing patient with it.
@@ -105,8 +111,9 @@ class FairQueue(Generic[_Item]):
         Args:
             now_s: the time, on the clock of `entered_s`.
             limit: the most items of one batch, by priority.
+            most_patient: what is more patient stays, unless it has waited too long.
         """
-        head = self._next(now_s)
+        head = self._next(now_s, most_patient)
         if head is None:
             return []
         one = self._classes[head.priority]
@@ -121,13 +128,15 @@ class FairQueue(Generic[_Item]):
             batch.append(more)
         return batch
 
-    def _next(self, now_s: float) -> Waiting[_Item] | None:
+    def _next(self, now_s: float, most_patient: Priority) -> Waiting[_Item] | None:
         head = next((first for one in self._classes.values() if (first := one.first()) is not None), None)
         oldest = min(self._heads(), key=lambda waiting: waiting.entered_s, default=None)
         is_due = oldest is not None and now_s - oldest.entered_s > self._ageing_s
         if is_due and self._turns_since_aged + 1 >= _AGED_TURN:
             self._turns_since_aged = 0
             return oldest
+        if head is None or head.priority > most_patient:
+            return None
         self._turns_since_aged += 1
         return head
 

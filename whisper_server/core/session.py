@@ -115,6 +115,11 @@ class Session:
         return self._state in (State.SPEAKING, State.PAUSED)
 
     @property
+    def patience(self) -> int:
+        """Blocks of audio that may come before it has to know whether somebody speaks."""
+        return self._endpointer.patience
+
+    @property
     def received(self) -> int:
         """Samples received."""
         return self._buffer.end
@@ -183,7 +188,7 @@ class Session:
         self._buffer.append(event.pcm)
 
     def _listen(self, event: SpeechJudged) -> None:
-        self._utterances.sharing = event.sharing
+        self._utterances.sharing, self._utterances.is_congested = event.sharing, event.is_congested
         for probability in event.probabilities:
             for mark in self._endpointer.feed(self._above_floor(float(probability))):
                 self._follow(mark)

@@ -42,10 +42,12 @@ class SpeechJudged:
     Attributes:
         probabilities: of each block.
         sharing: how many streams in which somebody speaks share one worker of the engine, at least 1.
+        is_congested: many finals wait for the engine: nothing is to be decoded that may be thrown away.
     """
 
     probabilities: Samples
     sharing: float = 1.0
+    is_congested: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -63,6 +63,8 @@ class Utterances:
         self.now_s = 0.0
         self.sharing = 1.0
         """Streams per worker."""
+        self.is_congested = False
+        """Many finals wait for the engine."""
         self.open: Utterance | None = None
         self.committed = 0
         """How many were committed."""
@@ -88,6 +90,8 @@ class Utterances:
     @property
     def held_bytes(self) -> int:
         """Memory of the audio given to decodes."""
+        if not self._unsettled:
+            return 0
         pieces = (piece for utterance in self._unsettled for piece in utterance.pieces)
         return sum(piece.window.samples.nbytes for piece in pieces if not piece.is_done)
 
@@ -229,10 +233,10 @@ class Utterances:
 
     def speculate(self) -> None:
         """Begin the final of the open utterance at a pause."""
-        utterance, options = self.open, self.options
+        utterance = self.open
         if utterance is None or not self._is_speech_left(utterance):
             return
-        if options.speculative_finals and (options.eagerness is not None or not self._is_busy):
+        if self._speculates:
             self.drop_speculative()
             utterance.speculative = self._new_piece(utterance, self._speech_stop(self._endpointer.heard))
         elif utterance.partials.text:
@@ -251,6 +255,8 @@ class Utterances:
         utterance, options = self.open, self.options
         if utterance is None or not options.partials:
             return
+        if self._speculates and self._endpointer.silence_start is not None:
+            return  # a call cannot be interrupted: the final that is about to begin would wait for it
         last_speech = self._endpointer.last_speech
         if utterance.partials.is_due(self._buffer.end, last_speech, self.now_s, self._interval_s):
             window = utterance.partials.window(self._buffer, options, self._language, self.now_s)
@@ -305,9 +311,10 @@ class Utterances:
         return interval_s(self.options, self._last_cost_s, self.sharing)
 
     @property
-    def _is_busy(self) -> bool:
-        """Whether partials are thinned out; then nothing is decoded that may be thrown away."""
-        return self._interval_s > 2 * self.options.partial_interval_ms / 1000
+    def _speculates(self) -> bool:
+        """Whether a pause begins a final that may be thrown away; eagerness needs its text in any case."""
+        options = self.options
+        return options.speculative_finals and (options.eagerness is not None or not self.is_congested)
 
     def _is_speech_left(self, utterance: Utterance) -> bool:
         return self._endpointer.last_speech > utterance.piece_start

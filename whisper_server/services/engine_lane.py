@@ -94,6 +94,7 @@ class Job(Generic[_Result]):
         window: what to work on.
         call: what to do with windows of its kind.
         result: what came of it.
+        priority: how urgent it is.
         is_running: it is in a running call, or in one that will be tried again.
         left_engine: set once it is in no call any more.
         started_s: when its last call began.
@@ -106,6 +107,7 @@ class Job(Generic[_Result]):
     result: asyncio.Future[_Result] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
+    priority: Priority = Priority.LONG_FILE
     is_running: bool = False
     left_engine: asyncio.Event = field(default_factory=asyncio.Event)
     started_s: float = 0.0
@@ -222,6 +224,7 @@ class EngineLane:
         if priority.is_live:
             self._live_seen_s = now_s
         for job in jobs:
+            job.priority = priority
             share = _compute_share(job.window)
             self._tickets[job] = Waiting(job, priority, caller, job.batch_key, share, now_s)
             self._queue.put(self._tickets[job])
@@ -254,10 +257,20 @@ class EngineLane:
             self._start(jobs)
 
     def _next_batch(self) -> list[Job[Any]]:
-        jobs = [waiting.item for waiting in self._queue.take(self._clock(), self._batch_limit)]
-        for job in jobs:
-            self._tickets.pop(job, None)
-        return jobs
+        now_s, most_patient = self._clock(), self._most_patient()
+        batch = self._queue.take(now_s, self._batch_limit, most_patient=most_patient)
+        for waiting in batch:
+            self._tickets.pop(waiting.item, None)
+        return [waiting.item for waiting in batch]
+
+    def _most_patient(self) -> Priority:
+        """What may start now. The last call only prepares its input until a worker is free.
+
+        If it were more patient than what runs, its steps would still come in between those.
+        """
+        if not 0 < len(self._running) == self._parallel_calls - 1:
+            return Priority.LONG_FILE
+        return min(job.priority for jobs in self._running.values() for job in jobs)
 
     def _batch_limit(self, priority: Priority) -> int:
         if not priority.is_live and self._clock() - self._live_seen_s < _LIVE_MEMORY_S:

@@ -17,7 +17,7 @@ from whisper_server.core.errors import (
     SlowReaderError,
     WhisperServerError,
 )
-from whisper_server.core.scheduling import Caller
+from whisper_server.core.scheduling import Caller, Priority
 from whisper_server.core.session import Session
 from whisper_server.core.session_states import (
     AudioReceived,
@@ -59,9 +59,12 @@ AudioInput: TypeAlias = bytes | bytearray | memoryview | Pcm16 | Samples
 _SAMPLE_BYTES = 2
 _BYTES_PER_S = SAMPLE_RATE * _SAMPLE_BYTES
 _BLOCK_BYTES = BLOCK_SAMPLES * _SAMPLE_BYTES
-_BLOCKS_WHEN_QUIET = 4
-_BLOCKS_WHEN_SPEAKING = 2
 _MOST_BLOCKS = 64
+_MOST_BLOCKS_AT_ONCE = 8
+"""A block takes the detector 0.06 ms. More of them it hears in a thread; for so few, changing threads costs
+more than listening does, and 50 quiet streams would change 200 times a second."""
+_MANY_FINALS = 4
+"""Waiting for one worker: they share calls, so fewer are no reason to begin another one later."""
 _SLICE_BYTES = _BYTES_PER_S // 2
 _FULL_SCALE = 32768.0
 _OPEN_STATES = (State.LISTENING, State.SPEAKING, State.PAUSED)
@@ -102,6 +105,7 @@ class LiveStream:
         self._inbox = Inbox()
         self._outgoing = Outgoing(tools.limits.max_unread_events)
         self._sent_bytes = 0
+        self._session_bytes = 0
         self._half_sample = b""
         self._unjudged: Pcm16 = np.empty(0, dtype=np.int16)
         self._progress = asyncio.Event()
@@ -119,6 +123,11 @@ class LiveStream:
     def options(self) -> StreamOptions:
         """The options in effect."""
         return self._session.options
+
+    @property
+    def missing_s(self) -> float:
+        """Seconds of audio that have to come before it listens: a sender may gather so much."""
+        return self._inbox.missing_bytes / _BYTES_PER_S
 
     @property
     def received_s(self) -> float:
@@ -289,8 +298,8 @@ class LiveStream:
             elif self._session.pending_finals >= self._tools.limits.max_pending_finals:
                 await self._wait_for_progress()
             else:
-                blocks = _BLOCKS_WHEN_SPEAKING if self._session.is_speaking else _BLOCKS_WHEN_QUIET
-                await self._inbox.wait(blocks * _BLOCK_BYTES)
+                wanted = self._session.patience * _BLOCK_BYTES - self._unjudged.nbytes
+                await self._inbox.wait(wanted)
                 await self._take_next()
 
     async def _wait_for_progress(self) -> None:
@@ -324,17 +333,28 @@ class LiveStream:
         self._unjudged = audio[whole:]
         if not whole:
             return
-        if self.options.voice.enabled:
-            samples = audio[:whole].astype(np.float32) / np.float32(_FULL_SCALE)
-            loop = asyncio.get_running_loop()
-            probabilities = await loop.run_in_executor(
-                self._tools.listeners, self._detector.probabilities, samples
-            )
-        else:
-            probabilities = np.ones(whole // BLOCK_SAMPLES, dtype=np.float32)
+        probabilities = await self._judged(audio[:whole])
         if self._session.state in _OPEN_STATES:
             sharing = max(1.0, self._tools.registry.speaking / self._workers)
-            self._handle(SpeechJudged(probabilities, sharing))
+            self._handle(SpeechJudged(probabilities, sharing, self._is_congested))
+
+    async def _judged(self, blocks: Pcm16) -> Samples:
+        """The probability of speech in each of some blocks."""
+        if not self.options.voice.enabled:
+            return np.ones(len(blocks) // BLOCK_SAMPLES, dtype=np.float32)
+        samples = blocks.astype(np.float32) / np.float32(_FULL_SCALE)
+        if len(blocks) <= _MOST_BLOCKS_AT_ONCE * BLOCK_SAMPLES:
+            return self._detector.probabilities(samples)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._tools.listeners, self._detector.probabilities, samples)
+
+    @property
+    def _is_congested(self) -> bool:
+        """Whether many finals wait for a worker; of interest only while somebody speaks."""
+        if not self._session.is_speaking:
+            return False
+        waiting = self._tools.scheduler.backlog().waiting
+        return waiting.get(Priority.LIVE_FINAL, 0) >= _MANY_FINALS * self._workers
 
     # What the session wants.
 
@@ -351,6 +371,7 @@ class LiveStream:
             took_s = clock() - began_s
             for effect in effects:
                 self._follow(effect, took_s)
+        self._session_bytes = self._session.held_bytes
         self._note()
         if self._session.state not in _OPEN_STATES:
             self._inbox.wake()
@@ -393,7 +414,7 @@ class LiveStream:
             )
 
     def _note(self) -> None:
-        held = self._inbox.held_bytes + self._session.held_bytes
+        held = self._inbox.held_bytes + self._session_bytes
         self._entry.received_s = self.received_s
         self._tools.registry.note(self._entry, is_speaking=self._session.is_speaking, held_bytes=held)
 

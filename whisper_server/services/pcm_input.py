@@ -55,17 +55,26 @@ class PcmInput:
         self._rest = b""
         self._resampler = self._new_resampler()
 
-    def feed(self, audio: AudioBytes) -> Pcm16:
-        """The samples that can be told so far. Half a sample waits for its other half."""
+    def feed(self, audio: AudioBytes, *, gather_s: float = 0.0) -> Pcm16:
+        """The samples that can be told so far. Half a sample waits for its other half.
+
+        Args:
+            audio: the next bytes.
+            gather_s: less audio than this waits for more, since each conversion costs 30 µs.
+        """
         data = self._rest + bytes(audio) if self._rest else bytes(audio)
+        if len(data) < gather_s * self._rate_hz * self._sample_bytes:
+            self._rest = data
+            return np.empty(0, dtype=np.int16)
         whole = len(data) - len(data) % self._sample_bytes
         self._rest = data[whole:]
         return self._resampled(self._samples(data[:whole]), is_last=False)
 
     def flush(self) -> Pcm16:
-        """What the resampler still holds; half a sample is dropped. Then a new stream may follow."""
-        self._rest = b""
-        tail = self._resampled(np.empty(0, dtype=np.int16), is_last=True)
+        """What waits and what the resampler holds; half a sample is dropped. Then a new stream may follow."""
+        whole = len(self._rest) - len(self._rest) % self._sample_bytes
+        rest, self._rest = self._rest[:whole], b""
+        tail = self._resampled(self._samples(rest), is_last=True)
         self._resampler = self._new_resampler()
         return tail
 

@@ -11,7 +11,7 @@ from whisper_server.core.errors import UnsupportedByEngineError
 from whisper_server.core.scheduling import Caller, Priority
 from whisper_server.core.stream_events import StreamOptions
 from whisper_server.core.types import SAMPLE_RATE, Task, Window
-from whisper_server.services.scheduler import TimedDecode
+from whisper_server.services.scheduler import Backlog, TimedDecode
 from whisper_server.services.session_registry import SessionRegistry
 
 _BYTES_PER_S = SAMPLE_RATE * 2
@@ -24,6 +24,9 @@ class Decodes(Protocol):
         self, engine: Engine, window: Window, *, priority: Priority, caller: Caller | None = None
     ) -> TimedDecode:
         """Decode one window; see `Scheduler`."""
+
+    def backlog(self) -> Backlog:
+        """What waits and runs now."""
 
 
 @dataclass(frozen=True, slots=True)

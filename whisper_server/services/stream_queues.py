@@ -46,6 +46,11 @@ class Inbox:
         return self._bytes
 
     @property
+    def missing_bytes(self) -> int:
+        """Audio that has to come before anybody looks."""
+        return max(0, self._wanted - self._bytes)
+
+    @property
     def is_empty(self) -> bool:
         """Whether nothing waits."""
         return not self._items

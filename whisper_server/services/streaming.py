@@ -23,7 +23,6 @@ from whisper_server.core.session import Session
 from whisper_server.core.stream_events import StreamOptions
 from whisper_server.services.live_stream import AudioInput, LiveStream
 from whisper_server.services.model_catalog import ModelReference
-from whisper_server.services.scheduler import Backlog
 from whisper_server.services.session_registry import SessionEntry, SessionRegistry
 from whisper_server.services.stream_limits import Decodes, StreamLimits, StreamTools, check_options
 from whisper_server.services.voice_detectors import VoiceDetectorPool
@@ -45,9 +44,6 @@ class Models(Protocol):
 
 class StreamScheduler(Decodes, Protocol):
     """What the service needs of the scheduler."""
-
-    def backlog(self) -> Backlog:
-        """What waits and runs now."""
 
     def estimated_wait_s(self, priority: Priority) -> float:
         """How long a window of this priority would wait now."""

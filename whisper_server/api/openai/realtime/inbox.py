@@ -1,8 +1,7 @@
 """What a client has sent and nobody has handled yet."""
 
+import asyncio
 from collections import deque
-
-import anyio
 
 
 class Inbox:
@@ -19,23 +18,26 @@ class Inbox:
         self._max_chars = max_chars
         self._messages: deque[str | bytes] = deque()
         self._chars = 0
-        self._changed = anyio.Condition()
+        self._has_come = asyncio.Event()
+        self._has_room = asyncio.Event()
 
     async def put(self, message: str | bytes) -> None:
         """Add a message, then wait until there is room for another."""
-        async with self._changed:
-            self._messages.append(message)
-            self._chars += len(message)
-            self._changed.notify_all()
-            while self._chars > self._max_chars:
-                await self._changed.wait()
+        self._messages.append(message)
+        self._chars += len(message)
+        self._has_come.set()
+        while self._chars > self._max_chars:
+            self._has_room.clear()
+            await self._has_room.wait()
 
     async def get(self) -> str | bytes:
         """The oldest message; waits for one."""
-        async with self._changed:
-            while not self._messages:
-                await self._changed.wait()
-            message = self._messages.popleft()
-            self._chars -= len(message)
-            self._changed.notify_all()
+        if self._messages:
+            await asyncio.sleep(0)  # whoever sends faster than real time must not hold up the others
+        while not self._messages:
+            self._has_come.clear()
+            await self._has_come.wait()
+        message = self._messages.popleft()
+        self._chars -= len(message)
+        self._has_room.set()
         return message

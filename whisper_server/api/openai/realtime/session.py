@@ -230,13 +230,17 @@ class RealtimeSession:
         await getattr(self, name)(event)
 
     async def _append(self, event: ClientEvent) -> None:
+        streams = await self._streams()
+        gather_s = streams.missing_s
+
         def samples_of() -> Pcm16:
-            return self._pcm.feed(decode_audio(event, max_bytes=self._limits.max_append_bytes))
+            pcm = decode_audio(event, max_bytes=self._limits.max_append_bytes)
+            return self._pcm.feed(pcm, gather_s=gather_s)
 
         audio = event.body.get("audio")
         is_large = isinstance(audio, str) and len(audio) > _LARGE_FRAME_CHARS
         samples = await to_thread.run_sync(samples_of) if is_large else samples_of()
-        await (await self._streams()).send(samples)
+        await streams.send(samples)
 
     async def _commit(self, _: ClientEvent) -> None:
         streams = await self._streams()
@@ -263,6 +267,7 @@ class RealtimeSession:
             if config.format != before.format or wanted.model != self._stream.wanted.model:
                 # What the resampler holds back belongs to what came before.
                 await self._stream.send(self._pcm.flush())
+            await self._stream.send(self._pcm.feed(b""))  # so does what was gathered
             await self._stream.change(wanted)
         if config.format != before.format:
             self._pcm = PcmInput(config.format.pcm, config.format.rate_hz)

@@ -103,6 +103,11 @@ class SessionStream:
         """Seconds of audio so far."""
         return self._before_s + (0.0 if self._stream is None else self._stream.received_s)
 
+    @property
+    def missing_s(self) -> float:
+        """Seconds of audio that have to come before anybody listens: so much may be gathered."""
+        return 0.0 if self._stream is None else self._stream.missing_s
+
     async def send(self, pcm: Pcm16) -> None:
         """Hand audio on; waits while the stream is behind.
 
