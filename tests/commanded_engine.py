@@ -14,6 +14,7 @@ from pathlib import Path
 
 from whisper_server.core.engine import Capabilities, ComputeChoice, Engine
 from whisper_server.core.errors import (
+    EngineCrashedError,
     EngineOutOfMemoryError,
     ModelLoadError,
     ServerBusyError,
@@ -60,6 +61,7 @@ class CommandedEngine:
             "out of memory": _run_out_of_memory,
             "own class": _raise_own_class,
             "foreign": _divide_by_zero,
+            "lose the device": _lose_device,
             "leave": _leave,
         }
 
@@ -85,6 +87,9 @@ class CommandedEngine:
 
     def detect_language(self, windows: Sequence[Window]) -> list[LanguageProbabilities]:
         return [[("pt", float(window.samples[0])), ("en", 0.0)] for window in windows]
+
+    def wait_until_ready(self) -> None:
+        pass
 
     def abort(self) -> bool:
         return False
@@ -182,6 +187,10 @@ def _run_out_of_memory() -> None:
 
 def _raise_own_class() -> None:
     raise OwnUnsupportedError("Mine.", param="prompt")
+
+
+def _lose_device() -> None:
+    raise EngineCrashedError("The device has failed.")
 
 
 def _divide_by_zero() -> None:

@@ -141,6 +141,9 @@ class HearingEngine:
     def detect_language(self, windows: Sequence[Window]) -> list[LanguageProbabilities]:
         return [[("en", 1.0)] for _ in windows]
 
+    def wait_until_ready(self) -> None:
+        pass
+
     def abort(self) -> bool:
         return False
 

@@ -240,6 +240,9 @@ class TimedEngine:
     def detect_language(self, windows: Sequence[Window]) -> list[LanguageProbabilities]:
         return [[("en", 1.0)] for _ in windows]
 
+    def wait_until_ready(self) -> None:
+        pass
+
     def abort(self) -> bool:
         self.is_aborted = True
         return False

@@ -13,6 +13,7 @@ from faster_whisper import decode_audio
 from tests.recorded_whisper import RecordedWhisper, recorded_engine
 from whisper_server.core.engine import ComputeChoice, Engine
 from whisper_server.core.errors import (
+    EngineCrashedError,
     EngineError,
     EngineOutOfMemoryError,
     InvalidRequestError,
@@ -129,7 +130,8 @@ def test_control_tokens_in_a_prompt_are_only_left_out(
         (RuntimeError("CUDA failed with error out of memory"), EngineOutOfMemoryError),
         (RuntimeError("cuBLAS failed with status CUBLAS_STATUS_ALLOC_FAILED"), EngineOutOfMemoryError),
         (MemoryError("std::bad_alloc"), EngineOutOfMemoryError),
-        (RuntimeError("CUDA failed with error an illegal memory access was encountered"), EngineError),
+        (RuntimeError("CUDA failed with error an illegal memory access was encountered"), EngineCrashedError),
+        (RuntimeError("something else"), EngineError),
     ],
 )
 def test_faults_of_the_device_are_named_and_keep_their_cause(

@@ -233,7 +233,8 @@ def test_signals_to_the_whole_group_are_left_to_the_server(shared_engine: Isolat
 
 
 @pytest.mark.parametrize(
-    ("command", "how"), [("segv", "SIGSEGV"), ("read nothing", "SIGSEGV"), ("exit", "7")]
+    ("command", "how"),
+    [("segv", "SIGSEGV"), ("read nothing", "SIGSEGV"), ("exit", "7"), ("lose the device", "70")],
 )
 def test_a_crash_costs_its_calls_and_the_next_ones_are_answered(
     start: Callable[..., IsolatedEngine],

@@ -63,6 +63,9 @@ class ScriptedEngine:
             weights_bytes=self._workshop.sizes.get(self.name, MB),
         )
 
+    def wait_until_ready(self) -> None:
+        pass
+
     def abort(self) -> bool:
         raise NotImplementedError
 

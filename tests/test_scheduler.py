@@ -481,8 +481,8 @@ async def test_a_row_called_off_before_its_second_run_has_none() -> None:
 async def test_want_of_memory_halves_the_batch_from_then_on() -> None:
     engine, scheduler = Faulty(most_rows=2), Scheduler()
     assert await engine.outcomes(scheduler, *["en"] * 8) == ["right"] * 8
-    assert engine.calls == [1, 8, 4, 2, 2, 4, 2, 2]
-    assert scheduler.counters.calls_out_of_memory == 3
+    assert engine.calls == [1, 8, 4, 2, 2, 2, 2]
+    assert scheduler.counters.calls_out_of_memory == 2
     assert scheduler.counters.windows_failed == 0
 
 
@@ -518,3 +518,44 @@ async def test_an_engine_that_cannot_go_on_is_reported_and_used_no_more() -> Non
     with pytest.raises(EngineTimeoutError):
         await scheduler.decode(engine, [window()], priority=FILE)
     assert len(engine.windows) == 2
+
+
+async def test_the_time_of_a_call_begins_when_the_engine_takes_it() -> None:
+    class Restarting(Faulty):
+        is_up = threading.Event()
+
+        def wait_until_ready(self) -> None:
+            assert self.is_up.wait(30)
+
+    engine, scheduler = Restarting(), Scheduler(SchedulerLimits(call_timeout_s=0.05))
+    engine.gate.set()
+    waiting = asyncio.create_task(scheduler.decode(engine, [window()], priority=FILE))
+    await asyncio.sleep(0.1)  # longer than a call may take
+    engine.is_up.set()
+    assert texts(await waiting) == [" as scripted"]
+    assert scheduler.counters.calls_hung == 0
+
+
+async def test_a_call_behind_another_in_the_engine_has_the_time_of_both() -> None:
+    gate = threading.Event()
+    engine = ScriptedEngine(then=Step(gate=gate), capabilities=scripted_capabilities(parallel_calls=2))
+    scheduler = Scheduler(SchedulerLimits(call_timeout_s=0.2))
+    windows = [window() for _ in range(8)]
+    first = asyncio.create_task(scheduler.decode(engine, windows, priority=FILE))
+    await begun(engine, 8)
+    second = asyncio.create_task(scheduler.decode(engine, [window()], priority=Priority.LIVE_FINAL))
+    await begun(engine, 9)
+    await asyncio.sleep(0.3)  # longer than the second call may take by itself
+    gate.set()
+    assert texts(await second) == [" as scripted"]
+    await first
+    assert scheduler.counters.calls_hung == 0
+
+
+async def test_an_engine_that_loses_a_result_fails_by_name() -> None:
+    class Short(ScriptedEngine):
+        def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+            return super().decode(windows)[1:]
+
+    with pytest.raises(EngineError):
+        await Scheduler().decode(Short(), [window()], priority=FILE)

@@ -99,6 +99,16 @@ def test_a_client_that_never_has_two_windows_waiting_still_pays_for_what_it_had(
     assert Counter(taken)["single"] == pytest.approx(10, abs=1)
 
 
+def test_clients_that_wait_for_nothing_are_forgotten() -> None:
+    line = Line()
+    for number in range(1000):
+        line.put("clip", client=str(number))
+        assert line.take() == ["clip"]
+    line.put("first", client="a")
+    line.put("second", client="0")
+    assert line.drain() == ["first", "second"], "nobody owes for a time in which nobody waited"
+
+
 def test_a_batch_takes_what_agrees_up_to_its_limit_and_leaves_the_rest_in_order() -> None:
     line = Line()
     for item, key in (("a0", "a"), ("b0", "b"), ("a1", "a"), ("a2", "a"), ("b1", "b")):

@@ -13,7 +13,7 @@ from openai import APIError, BadRequestError, NotFoundError, OpenAI
 
 from tests.live_server import make_settings, running_server
 from tests.media import silence, wav
-from whisper_server.api.sse import with_pauses
+from whisper_server.api.sse import EventStream, with_pauses
 from whisper_server.engines.scripted import ScriptedEngine, Step
 
 
@@ -169,3 +169,30 @@ async def test_pauses_are_filled_and_cancel_the_work() -> None:
     assert seen[:2] == ["first", None]
     assert [item for item in seen if item] == ["first", "second"]
     assert is_closed.is_set()
+
+
+async def test_a_client_that_reads_nothing_is_cut_off_and_its_resources_are_given_back() -> None:
+    given_back: list[str] = []
+
+    async def events() -> AsyncGenerator[str, None]:
+        try:
+            while True:
+                yield "{}"
+        finally:
+            given_back.append("events")
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if len(sent) > 3:
+            await asyncio.Event().wait()  # the connection's buffers are full
+
+    resources = contextlib.AsyncExitStack()
+    resources.callback(given_back.append, "resources")
+    await EventStream(events(), resources, unread_s=0.05)({"type": "http"}, receive, send)
+    assert given_back == ["events", "resources"]
+    assert len(sent) == 4

@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 KEEP_ALIVE_S = 15.0
 """Silence after which a comment is sent, so that proxies and clients keep the connection."""
 
+_UNREAD_S = 60.0
+"""A client that reads nothing for so long is cut off: it would hold its place and its model."""
+
 _KEEP_ALIVE = b": keep-alive\n\n"
 
 _Item = TypeVar("_Item")
@@ -34,6 +37,7 @@ class EventStream(Response):
         events: JSON texts without line breaks.
         resources: closed when the stream has ended, however it ends.
         keep_alive_s: silence after which a comment is sent, seconds.
+        unread_s: a client that reads nothing for so long is cut off, seconds.
     """
 
     media_type = "text/event-stream"
@@ -44,10 +48,12 @@ class EventStream(Response):
         resources: AsyncExitStack,
         *,
         keep_alive_s: float = KEEP_ALIVE_S,
+        unread_s: float = _UNREAD_S,
     ) -> None:
         self._events = events
         self._resources = resources
         self._keep_alive_s = keep_alive_s
+        self._unread_s = unread_s
         self.status_code = 200
         self.background = None
         # Proxies such as nginx hold a response back unless told not to.
@@ -73,7 +79,11 @@ class EventStream(Response):
     async def _send_events(self, send: Send) -> None:
         async with contextlib.aclosing(self._frames()) as frames:
             async for frame in frames:
-                await send({"type": "http.response.body", "body": frame, "more_body": True})
+                with anyio.move_on_after(self._unread_s) as waiting:
+                    await send({"type": "http.response.body", "body": frame, "more_body": True})
+                if waiting.cancelled_caught:
+                    logger.warning("The client has read nothing for %g s; its stream ends", self._unread_s)
+                    return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _frames(self) -> AsyncGenerator[bytes, None]:

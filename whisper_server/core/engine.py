@@ -69,6 +69,13 @@ class Engine(Protocol):
     def detect_language(self, windows: Sequence[Window]) -> list[LanguageProbabilities]:
         """The probabilities of all languages for each window, most likely first."""
 
+    def wait_until_ready(self) -> None:
+        """Block while the engine takes no calls, such as while it is started anew after a crash.
+
+        Raises:
+            EngineCrashedError: it cannot be started.
+        """
+
     def abort(self) -> bool:
         """Give up the calls that run now, which never returned in time.
 

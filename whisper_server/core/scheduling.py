@@ -204,6 +204,10 @@ class _FairClass(Generic[_Item]):
         self._virtual_time = max(self._virtual_time, least)
         self._had[client] += waiting.cost / waiting.caller.weight
         self.discard(waiting)
+        if not self._lines:  # nobody waits: whoever comes next begins even
+            self._had.clear()
+            self._virtual_time = 0.0
+            return
         # A client that owes nothing and waits for nothing is as good as new.
         self._had = {
             name: had for name, had in self._had.items() if name in self._lines or had > self._virtual_time

@@ -14,6 +14,7 @@ from whisper_server.core.audio_context import encoder_frames
 from whisper_server.core.decoding import TIMESTAMP_STEP_S, Attempt, best_attempt, split_by_timestamps
 from whisper_server.core.engine import Capabilities, ComputeChoice
 from whisper_server.core.errors import (
+    EngineCrashedError,
     EngineError,
     EngineOutOfMemoryError,
     InvalidRequestError,
@@ -40,6 +41,15 @@ NAME = "faster-whisper"
 
 _MAX_BATCH = {"cpu": 8, "cuda": 16}
 """Windows of one call: beyond that a step of the decoder gains little, and all wait for the slowest."""
+
+_LOST_DEVICE = (
+    "illegal memory access",
+    "unspecified launch failure",
+    "device-side assert",
+    "misaligned address",
+    "launch timed out",
+)
+"""CUDA errors after which every call of the process fails."""
 
 _OUT_OF_MEMORY = ("out of memory", "alloc_failed")
 """What CUDA and cuBLAS say, in lower case."""
@@ -122,6 +132,9 @@ class FasterWhisperEngine:
     def capabilities(self) -> Capabilities:
         """What the model can do."""
         return self._capabilities
+
+    def wait_until_ready(self) -> None:
+        """It always is."""
 
     def abort(self) -> bool:
         """A call to CTranslate2 cannot be given up: the engine is lost."""
@@ -323,6 +336,10 @@ def _named_faults() -> Iterator[None]:
         if _is_out_of_memory(error):
             raise EngineOutOfMemoryError(
                 "There is not enough memory on the device to decode this now. Try again in a moment."
+            ) from error
+        if any(words in str(error).lower() for words in _LOST_DEVICE):
+            raise EngineCrashedError(
+                "The device has failed and the model must be loaded anew. Try again."
             ) from error
         raise EngineError("The model failed on this audio.") from error
 

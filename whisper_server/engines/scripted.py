@@ -130,6 +130,9 @@ class ScriptedEngine:
         """The language of the step that comes after the script, for every window."""
         return [[(self._then.language, 1.0)] for _ in windows]
 
+    def wait_until_ready(self) -> None:
+        """It always is."""
+
     def abort(self) -> bool:
         """Nothing of it can be given up: it runs in threads."""
         return False

@@ -306,6 +306,9 @@ class EngineLane:
         engine = self._engine()
         if not jobs or engine is None:
             return
+        if self._is_lost:
+            self._fail(jobs, _hung())
+            return
         started_s = self._clock()
         for job in jobs:
             job.started_s = started_s
@@ -328,19 +331,43 @@ class EngineLane:
 
     async def _call(self, engine: Engine, jobs: Sequence[Job[Any]]) -> Sequence[Any]:
         """Call the engine on a thread of its own, and give it up if it hangs."""
-        call, windows = jobs[0].call, [job.window for job in jobs]
+        windows = [job.window for job in jobs]
         self._counters.calls += 1
-        running = in_daemon_thread(lambda: call(engine, windows))
-        timeout_s = self._limits.call_timeout_s * len(jobs)
+        running, began = self._begin(engine, jobs[0].call, windows)
+        # While the engine is started anew no time of the call passes.
+        either: list[asyncio.Future[Any]] = [running, began]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        # The engine may be at the windows of other calls first.
+        timeout_s = self._limits.call_timeout_s * max(len(jobs), self.running_windows)
         await asyncio.wait([running], timeout=timeout_s)
         if running.done():
-            return running.result()
+            results = running.result()
+            if len(results) != len(jobs):
+                raise ValueError(f"{len(results)} results for {len(jobs)} windows")
+            return results
         self._counters.calls_hung += 1
         logger.error("A call with %d windows did not return in %.0f s and is given up", len(jobs), timeout_s)
         running.add_done_callback(lambda late: late.exception())
         if not await in_daemon_thread(engine.abort):
             self._lose(engine)
         raise _hung()
+
+    @staticmethod
+    def _begin(
+        engine: Engine,
+        call: Callable[[Engine, Sequence[Window]], Sequence[Any]],
+        windows: Sequence[Window],
+    ) -> tuple[asyncio.Future[Sequence[Any]], asyncio.Future[None]]:
+        """The call on its way, and what is done once the engine has taken it."""
+        loop = asyncio.get_running_loop()
+        began: asyncio.Future[None] = loop.create_future()
+
+        def run() -> Sequence[Any]:
+            engine.wait_until_ready()
+            loop.call_soon_threadsafe(began.set_result, None)
+            return call(engine, windows)
+
+        return in_daemon_thread(run), began
 
     def _lose(self, engine: Engine) -> None:
         self._is_lost = True
@@ -367,13 +394,16 @@ class EngineLane:
         middle = len(jobs) // 2
         if isinstance(error, EngineOutOfMemoryError):
             self._counters.calls_out_of_memory += 1
-            self._max_batch = max(1, middle)
+            self._max_batch = min(self._max_batch, max(1, middle))
             self._calm_calls = 0
             logger.warning("No memory for %d windows: at most %d from now on", len(jobs), self._max_batch)
         if middle:
             self._counters.calls_split += 1
             await self._run(jobs[:middle])
-            await self._run(jobs[middle:])
+            rest = jobs[middle:]
+            while rest:  # in what fits by now, if it was memory that lacked
+                await self._run(rest[: self._max_batch])
+                rest = rest[self._max_batch :]
         elif isinstance(error, WhisperServerError):
             self._fail(jobs, error)
         else:

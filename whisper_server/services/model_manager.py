@@ -15,7 +15,6 @@ import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
@@ -28,6 +27,7 @@ from whisper_server.core.errors import (
     ServerBusyError,
     WhisperServerError,
 )
+from whisper_server.services.daemon_calls import in_daemon_thread
 from whisper_server.services.model_catalog import ModelReference
 
 _logger = logging.getLogger("whisper_server.models")
@@ -139,8 +139,6 @@ class ModelManager:
         self._reaper: asyncio.Task[None] | None = None
         self._is_closed = False
         self._is_empty = asyncio.Event()  # after closing: nothing is loaded, loading or being put away
-        # One thread per place is enough: a place is either loading, or being put away, or neither.
-        self._threads = ThreadPoolExecutor(max_workers=max_loaded, thread_name_prefix="model")
         self._loads = 0
 
     async def __aenter__(self) -> Self:
@@ -321,8 +319,7 @@ class ModelManager:
         model_id = slot.reference.id
         _logger.info("Model %s: loading", model_id)
         started_s = self._clock()
-        loop = asyncio.get_running_loop()
-        slot.engine = await loop.run_in_executor(self._threads, self._load, slot.reference)
+        slot.engine = await in_daemon_thread(lambda: self._load(slot.reference))
         self._loads += 1
         slot.loaded_at = datetime.now(UTC)
         self._touch(slot)
@@ -381,7 +378,7 @@ class ModelManager:
         return task
 
     async def _close_engine(self, slot: _Slot, reason: str) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._threads, _return_memory, slot)
+        await in_daemon_thread(lambda: _return_memory(slot))
         _logger.info("Model %s: unloaded (%s)", slot.reference.id, reason)
 
     def _after_closing(self, task: asyncio.Task[None]) -> None:
@@ -410,7 +407,6 @@ class ModelManager:
 
     def _note_if_empty(self) -> None:
         if self._is_closed and not self._slots and not self._closing:
-            self._threads.shutdown(wait=False)
             self._is_empty.set()
 
     async def _reap_for_ever(self) -> None:

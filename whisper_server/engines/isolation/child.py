@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Final, cast
 
 from whisper_server.core.engine import Engine, EngineLoader
-from whisper_server.core.errors import EngineError, ModelLoadError, WhisperServerError
+from whisper_server.core.errors import EngineCrashedError, EngineError, ModelLoadError, WhisperServerError
 from whisper_server.engines.isolation.audio_slots import SharedAudio
 from whisper_server.engines.isolation.heap import IdleTrimmer, keep_freed_memory
 from whisper_server.engines.isolation.messages import (
@@ -39,6 +39,8 @@ from whisper_server.engines.isolation.messages import (
 _NAME: Final = b"whisper-engine"
 _PR_SET_NAME: Final = 15
 """See prctl(2)."""
+
+_LOST_DEVICE_EXIT: Final = 70
 
 GROUP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 """Terminals and service managers send these to the server's whole group; what follows, the server decides."""
@@ -102,6 +104,11 @@ class _Calls:
     def answer(self, call: Call) -> None:
         try:
             answer = pickle.dumps(Reply(call.call_id, self._results(call)))
+        except EngineCrashedError:  # the engine says that this process is of no more use
+            logging.getLogger("whisper_server.isolation").exception(
+                "The process ends, since its device failed"
+            )
+            os._exit(_LOST_DEVICE_EXIT)
         except BaseException as error:  # a boundary: it is raised in the server
             fault = _described(error, EngineError("The model failed on this audio."))
             answer = pickle.dumps(Fault(call.call_id, fault))

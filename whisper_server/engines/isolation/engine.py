@@ -131,6 +131,10 @@ class IsolatedEngine:
         """As the engine in the process; raises `EngineCrashedError` when that dies."""
         return self._call("detect_language", windows)
 
+    def wait_until_ready(self) -> None:
+        """Block while the process is being restarted; raises `EngineCrashedError` where that fails."""
+        self._ready_process()
+
     def abort(self) -> bool:
         """Kill the process: calls that run raise `EngineCrashedError`, later ones wait for the next process.
 
