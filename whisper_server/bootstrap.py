@@ -28,11 +28,11 @@ from whisper_server.core.admission import AdmissionLimits, ClientLimits
 from whisper_server.core.engine import ComputeChoice, Engine, EngineLoader
 from whisper_server.core.errors import ConfigurationError, WhisperServerError
 from whisper_server.core.hardware import Decision, HardwareFacts
+from whisper_server.engines.blas_threads import use_one_blas_thread
 from whisper_server.engines.hardware_probe import gather_facts
 from whisper_server.engines.isolation import isolated
 from whisper_server.services.admission import Admission
 from whisper_server.services.audio_processor import AudioProcessor
-from whisper_server.services.blas_threads import use_one_blas_thread
 from whisper_server.services.calibration import Calibrator
 from whisper_server.services.calibration_cache import CalibrationCache, platform_cache_folder
 from whisper_server.services.compute_choice import decide

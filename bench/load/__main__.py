@@ -32,7 +32,7 @@ from bench.load.leavers import leavers
 from bench.load.mixed import mixed
 from bench.load.models import models
 from bench.load.overload import overload
-from bench.load.own_server import NotMeasurableError
+from bench.load.own_server import NotMeasurableError, split_server_flags
 from bench.load.plan import Peer, Plan, Scenario, check_peer
 from bench.load.report import Result, machine_facts, render, usable_cores, write_json
 
@@ -98,11 +98,7 @@ def _run(name: str, plan: Plan) -> Result:
 
 def _parse(words: Sequence[str]) -> tuple[argparse.Namespace, tuple[str, ...]]:
     """The options, and what comes after `--`."""
-    own = list(words)
-    server_flags: tuple[str, ...] = ()
-    if "--" in own:
-        server_flags = tuple(own[own.index("--") + 1 :])
-        own = own[: own.index("--")]
+    own, server_flags = split_server_flags(words)
     parser = argparse.ArgumentParser(
         prog="python -m bench.load", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import get_args
 
 from bench.demo_weights import Size, widened_model
-from bench.load.own_server import MODEL, NotMeasurableError, own_server
+from bench.load.own_server import MODEL, NotMeasurableError, own_server, split_server_flags
 from bench.load.report import Result, Verdict, machine_facts, render, write_json
 from bench.streaming.doors import SILENCE_MS, STT, Address, Door, RealtimeDoor, SttDoor
 from bench.streaming.rounds import COLUMNS, Round, quiet_round, streams_round
@@ -203,11 +203,7 @@ async def _server(
 
 def _parse(words: Sequence[str]) -> tuple[argparse.Namespace, tuple[str, ...]]:
     """The options, and what comes after `--`."""
-    own = list(words)
-    server_flags: tuple[str, ...] = ()
-    if "--" in own:
-        server_flags = tuple(own[own.index("--") + 1 :])
-        own = own[: own.index("--")]
+    own, server_flags = split_server_flags(words)
     parser = argparse.ArgumentParser(
         prog="python -m bench.streaming",
         description=__doc__,

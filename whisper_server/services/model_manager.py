@@ -8,7 +8,6 @@ never queue.
 
 import asyncio
 import contextlib
-import ctypes
 import enum
 import gc
 import logging
@@ -27,6 +26,7 @@ from whisper_server.core.errors import (
     ServerBusyError,
     WhisperServerError,
 )
+from whisper_server.core.heap import trim_heap
 from whisper_server.services.daemon_calls import in_daemon_thread
 from whisper_server.services.model_catalog import ModelReference
 
@@ -431,14 +431,7 @@ def _return_memory(slot: _Slot) -> None:
         engine.close()
     del engine
     gc.collect()
-    _trim_heap()
-
-
-def _trim_heap() -> None:
-    """Have the C library return freed memory to the system, where it can: glibc keeps it otherwise."""
-    # musl and macOS have no malloc_trim; Windows has no CDLL(None).
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    trim_heap()
 
 
 def _closed_error() -> ModelUnavailableError:

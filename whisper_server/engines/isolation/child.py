@@ -20,6 +20,7 @@ from typing import Any, Final, cast
 
 from whisper_server.core.engine import Engine, EngineLoader
 from whisper_server.core.errors import EngineCrashedError, EngineError, ModelLoadError, WhisperServerError
+from whisper_server.engines.blas_threads import use_one_blas_thread
 from whisper_server.engines.isolation.audio_slots import SharedAudio
 from whisper_server.engines.isolation.heap import IdleTrimmer, keep_freed_memory
 from whisper_server.engines.isolation.messages import (
@@ -59,7 +60,7 @@ def main(connection: "Connection[Any, Any]", lifeline: "Connection[Any, Any]", j
     threading.Thread(target=_end_with, args=(lifeline,), name="lifeline", daemon=True).start()
     pipe = _Pipe(connection)
     _forward_logs(pipe)
-    _use_one_blas_thread()
+    use_one_blas_thread()
     try:
         engine = _loader(job.loader)(job.folder, job.compute)
         pipe.send(Loaded(engine.capabilities))
@@ -164,13 +165,6 @@ def _forward_logs(pipe: _Pipe) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[_LogForwarder(pipe)], force=True)
     logging.getLogger("whisper_server").setLevel(logging.INFO)
     logging.captureWarnings(True)
-
-
-def _use_one_blas_thread() -> None:
-    """As `services.blas_threads` does in the server, and for its reason."""
-    from threadpoolctl import threadpool_limits
-
-    threadpool_limits(limits=1, user_api="blas")
 
 
 def _loader(loader: str | EngineLoader) -> EngineLoader:

@@ -10,6 +10,8 @@ import ctypes
 import threading
 from typing import Final
 
+from whisper_server.core.heap import trim_heap
+
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_MAX: Final = -4
 _M_ARENA_MAX: Final = -8
@@ -54,9 +56,3 @@ class IdleTrimmer:
                 self._used.clear()
                 self._used.wait(self._idle_s)
             trim_heap()
-
-
-def trim_heap() -> None:
-    """Give freed memory back to the system, where the C library can."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
