@@ -134,3 +134,29 @@ def test_config_is_a_command(capsys: pytest.CaptureFixture[str]) -> None:
         "value": 1234,
         "source": "command line --port",
     }
+
+
+def test_a_call_that_is_still_in_native_code_does_not_meet_the_end_of_python() -> None:
+    """Such a call would abort the process when it came back."""
+    program = """
+import asyncio, atexit, threading
+from whisper_server import __main__
+from whisper_server.cli import main as cli
+from whisper_server.services.daemon_calls import in_daemon_thread
+
+async def leave_a_call_behind():
+    in_daemon_thread(threading.Event().wait)
+
+def run():
+    asyncio.run(leave_a_call_behind())
+    print("done")
+    return 7
+
+cli.main = run
+atexit.register(print, "python ends")
+raise SystemExit(__main__.main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (7, "done\n", "")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import anyio
 import pytest
 
 from whisper_server.core.engine import Capabilities, Engine
@@ -570,6 +571,22 @@ async def test_close_waits_for_running_loads_and_closes_everything(workshop: Wor
         await loading.task
     assert Counter(workshop.events) == Counter(["load a", "load b", "close a", "close b"])
     await manager.close()
+
+
+async def test_leaving_the_manager_while_being_called_off_still_closes_everything(workshop: Workshop) -> None:
+    workshop.shut("close a")
+
+    async def open_when_reached() -> None:
+        await workshop.reached("close a")
+        workshop.open("close a")
+
+    opening = asyncio.create_task(open_when_reached())
+    with anyio.CancelScope() as scope:
+        async with workshop.manager() as manager:
+            await use(manager, "a")
+            scope.cancel()
+    assert workshop.events == ["load a", "close a"]
+    await opening
 
 
 async def test_close_never_closes_an_engine_in_use_and_does_not_wait_for_ever(

@@ -8,6 +8,8 @@ from typing import TypeVar
 
 _Result = TypeVar("_Result")
 
+_THREAD_NAME = "engine call"
+
 
 def in_daemon_thread(call: Callable[[], _Result]) -> asyncio.Future[_Result]:
     """Run a blocking call on a thread of its own, which does not keep the program from ending.
@@ -35,5 +37,14 @@ def in_daemon_thread(call: Callable[[], _Result]) -> asyncio.Future[_Result]:
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile: nobody waits
             loop.call_soon_threadsafe(settle, result, error)
 
-    threading.Thread(target=run, name="engine call", daemon=True).start()
+    threading.Thread(target=run, name=_THREAD_NAME, daemon=True).start()
     return future
+
+
+def are_running() -> bool:
+    """Whether such a call has not returned yet.
+
+    Python must not be taken down then: the call would come back from native code into an interpreter that is
+    gone, which aborts the process.
+    """
+    return any(thread.name == _THREAD_NAME for thread in threading.enumerate())

@@ -19,6 +19,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final, Self
 
+import anyio
+
 from whisper_server.core.engine import Capabilities, Engine
 from whisper_server.core.errors import (
     ConfigurationError,
@@ -149,7 +151,9 @@ class ModelManager:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close()
+        # Also where the program is being called off: a model must not be left half put away.
+        with anyio.CancelScope(shield=True):
+            await self.close()
 
     @contextlib.asynccontextmanager
     async def acquire(self, reference: ModelReference) -> AsyncIterator[Engine]:
