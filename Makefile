@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test check lint docs lock bench clean
+.PHONY: help demo run test check lint docs stubs lock clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -34,11 +34,15 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tools.docs --check
+	$(BIN)/python -m tools.stubs --check
 
 check: lint test ## Everything CI runs: style, types, import rules, generated docs, tests
 
 docs: $(VENV)/.dev ## Write the generated parts of the docs anew
 	$(BIN)/python -m tools.docs
+
+stubs: $(VENV)/.dev ## Write the gRPC stubs anew from proto/
+	$(BIN)/python -m tools.stubs
 
 lock: $(VENV)/.dev ## Compile the requirements files from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv
