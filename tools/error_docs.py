@@ -34,9 +34,9 @@ _GRPC = """
 ## Codes of gRPC
 
 The code stands before the message of the status, as in `ERR1002: A session with this id is active.`, and in
-the status details as `google.rpc.ErrorInfo` (`reason` is the code, `domain` is `whisper-server`). With it come
-`google.rpc.RetryInfo` where the server knows when to come back, and `google.rpc.BadRequest` where one field
-is wrong.
+the status details as `google.rpc.ErrorInfo` (`reason` is the code, `domain` is `whisper-server`). With it
+come `google.rpc.RetryInfo` where the server knows when to come back, and `google.rpc.BadRequest` where one
+field is wrong.
 
 | Code | gRPC status | Meaning |
 |---|---|---|
