@@ -59,10 +59,8 @@ WIRE_ERRORS: dict[type[errors.WhisperServerError], WireError] = {
     errors.SessionExistsError: WireError(
         400, INVALID_REQUEST, "session_exists", err="ERR1002", stt="SESSION_EXISTS"
     ),
-    errors.SessionEndedError: WireError(400, INVALID_REQUEST, "session_ended", err="ERR1014"),
-    errors.EmptyCommitError: WireError(
-        400, INVALID_REQUEST, "input_audio_buffer_commit_empty", err="ERR1014"
-    ),
+    errors.SessionEndedError: WireError(400, INVALID_REQUEST, "session_ended"),
+    errors.EmptyCommitError: WireError(400, INVALID_REQUEST, "input_audio_buffer_commit_empty"),
     errors.ChunkTooLongError: WireError(400, INVALID_REQUEST, "chunk_too_long", err="ERR1007"),
     errors.MissingApiKeyError: WireError(401, INVALID_REQUEST, "missing_api_key", err="ERR1009"),
     errors.InvalidApiKeyError: WireError(401, INVALID_REQUEST, "invalid_api_key", err="ERR1009"),
@@ -71,7 +69,7 @@ WIRE_ERRORS: dict[type[errors.WhisperServerError], WireError] = {
     errors.UploadStalledError: WireError(408, INVALID_REQUEST, "upload_stalled", err="ERR1006"),
     errors.UploadTooLargeError: WireError(413, INVALID_REQUEST, "file_too_large", err="ERR1007"),
     errors.ModelNotFoundError: WireError(
-        404, INVALID_REQUEST, "model_not_found", err="ERR1015", stt="INVALID_MESSAGE"
+        404, INVALID_REQUEST, "model_not_found", err="ERR1014", stt="INVALID_MESSAGE"
     ),
     errors.ModelUnavailableError: WireError(503, SERVER_ERROR, "model_unavailable", err="ERR2003"),
     errors.ModelAccessDeniedError: WireError(503, SERVER_ERROR, "model_access_denied", should_retry=False),
@@ -105,10 +103,10 @@ WIRE_ERRORS: dict[type[errors.WhisperServerError], WireError] = {
     errors.QueueCongestedError: WireError(429, "rate_limit_error", "queue_congested", should_retry=True),
     errors.AudioMemoryFullError: WireError(429, "rate_limit_error", "audio_memory_full", should_retry=True),
     errors.RequestCancelledError: WireError(
-        409, INVALID_REQUEST, "request_cancelled", should_retry=False, err="ERR1016"
+        409, INVALID_REQUEST, "request_cancelled", should_retry=False, err="ERR1015"
     ),
     errors.DeadlineExceededError: WireError(
-        504, SERVER_ERROR, "deadline_exceeded", should_retry=False, err="ERR1017"
+        504, SERVER_ERROR, "deadline_exceeded", should_retry=False, err="ERR1016"
     ),
     errors.SessionTimeoutError: WireError(
         408, INVALID_REQUEST, "session_timeout", should_retry=False, err="ERR1006"
@@ -120,7 +118,7 @@ WIRE_ERRORS: dict[type[errors.WhisperServerError], WireError] = {
         403, INVALID_REQUEST, "invalid_session_token", should_retry=False, err="ERR1005"
     ),
     errors.SlowReaderError: WireError(
-        408, INVALID_REQUEST, "reader_too_slow", should_retry=False, err="ERR1018"
+        408, INVALID_REQUEST, "reader_too_slow", should_retry=False, err="ERR1017"
     ),
     errors.EngineError: WireError(
         500, SERVER_ERROR, "inference_failed", err="ERR2002", stt="INFERENCE_ERROR"
@@ -147,11 +145,10 @@ ERR_CODES: Mapping[str, ErrCode] = MappingProxyType(
         "ERR1011": ErrCode("RESOURCE_EXHAUSTED", "too much is waiting; see `RetryInfo`"),
         "ERR1012": ErrCode("UNAVAILABLE", "the server is stopping"),
         "ERR1013": ErrCode("INVALID_ARGUMENT", "the recording cannot be used as audio"),
-        "ERR1014": ErrCode("FAILED_PRECONDITION", "the session takes that no more, or not yet"),
-        "ERR1015": ErrCode("NOT_FOUND", "no model goes by this name, or it may not be used"),
-        "ERR1016": ErrCode("CANCELLED", "the call was called off on the server"),
-        "ERR1017": ErrCode("DEADLINE_EXCEEDED", "the call took longer than it may"),
-        "ERR1018": ErrCode("RESOURCE_EXHAUSTED", "the client does not read its transcripts"),
+        "ERR1014": ErrCode("NOT_FOUND", "no model goes by this name, or it may not be used"),
+        "ERR1015": ErrCode("CANCELLED", "the call was called off on the server"),
+        "ERR1016": ErrCode("DEADLINE_EXCEEDED", "the call took longer than it may"),
+        "ERR1017": ErrCode("RESOURCE_EXHAUSTED", "the client does not read its transcripts"),
         "ERR2001": ErrCode("INTERNAL", "a decode did not end in time"),
         "ERR2002": ErrCode("INTERNAL", "a decode failed"),
         "ERR2003": ErrCode("UNAVAILABLE", "the model cannot be had now"),

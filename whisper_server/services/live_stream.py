@@ -457,7 +457,7 @@ class LiveStream:
 
     def _refuse_commands(self) -> None:
         for command in self._inbox.clear():
-            if isinstance(command.event, EndAsked):
+            if isinstance(command.event, EndAsked) and not command.answer.done():
                 command.answer.set_result(None)
             else:
                 command.refuse(SessionEndedError(f"The session is {self._session.state.value}."))
