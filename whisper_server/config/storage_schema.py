@@ -45,8 +45,8 @@ class StorageSettings(Section):
         NoneFromText,
         _NoLimit,
         Field(
-            description="Bytes of all recordings; the oldest are deleted. `none` or a negative number sets no "
-            "limit."
+            description="Bytes of all recordings; the oldest are deleted. `none` or a negative number sets "
+            "no limit."
         ),
     ] = None
     max_files: Annotated[
@@ -60,6 +60,7 @@ class StorageSettings(Section):
         NoneFromText,
         _NoLimit,
         Field(
-            description="Recordings begun more days ago are deleted. `none` or a negative number sets no limit."
+            description="Recordings begun more days ago are deleted. `none` or a negative number sets no "
+            "limit."
         ),
     ] = None

@@ -5,6 +5,7 @@ hold them back: the header never promises what is not there.
 Source: Multimedia Programming Interface and Data Specifications 1.0 (RIFF).
 """
 
+import contextlib
 import errno
 import os
 import struct
@@ -27,6 +28,9 @@ class UnbufferedFile(Protocol):
     def seek(self, offset: int, /) -> int:
         """Go to a place from the file's start."""
 
+    def truncate(self, size: int, /) -> int:
+        """Cut it to so many bytes."""
+
     def close(self) -> None:
         """Give it back."""
 
@@ -43,7 +47,7 @@ class WavFile:
         self._file = file
         self._rate_hz = rate_hz
         self._data_bytes = 0
-        self._write_header()
+        self._write_header(0)
 
     @property
     def duration_s(self) -> float:
@@ -53,25 +57,30 @@ class WavFile:
     def write(self, pcm: bytes, *, silence_bytes: int = 0) -> None:
         """Add whole samples, signed little-endian, and silence before them.
 
-        Where it fails, what was written before stays playable.
+        Where it fails, what was written before is what can be played.
         """
-        added = silence_bytes + len(pcm)
-        if self._data_bytes + added > _MAX_DATA_BYTES:
+        data_bytes = self._data_bytes + silence_bytes + len(pcm)
+        if data_bytes > _MAX_DATA_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        self._file.seek(HEADER_BYTES + self._data_bytes)
-        for start in range(0, silence_bytes, len(_SILENCE)):
-            self._write_all(_SILENCE[: silence_bytes - start])
-        self._write_all(pcm)
-        self._data_bytes += added
-        self._write_header()
+        try:
+            self._file.seek(HEADER_BYTES + self._data_bytes)
+            for start in range(0, silence_bytes, len(_SILENCE)):
+                self._write_all(_SILENCE[: silence_bytes - start])
+            self._write_all(pcm)
+            self._write_header(data_bytes)
+        except OSError:
+            with contextlib.suppress(OSError):  # most players ignore what is behind the samples
+                self._file.truncate(HEADER_BYTES + self._data_bytes)
+            raise
+        self._data_bytes = data_bytes
 
     def close(self) -> None:
         """Give the file back."""
         self._file.close()
 
-    def _write_header(self) -> None:
+    def _write_header(self, data_bytes: int) -> None:
         self._file.seek(0)
-        self._write_all(_header(self._data_bytes, self._rate_hz))
+        self._write_all(_header(data_bytes, self._rate_hz))
 
     def _write_all(self, data: bytes) -> None:
         left = memoryview(data)
