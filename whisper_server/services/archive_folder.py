@@ -26,6 +26,7 @@ from whisper_server.core.retention import (
     started_at_of,
     to_delete,
 )
+from whisper_server.services.wav_file import UnbufferedFile
 
 _logger = logging.getLogger("whisper_server.recordings")
 
@@ -77,7 +78,7 @@ class ArchiveFolder:
                 "storage.persist_audio to false."
             ) from error
 
-    def create(self, started_at: datetime, session_id: str) -> tuple[str, io.FileIO]:
+    def create(self, started_at: datetime, session_id: str) -> tuple[str, UnbufferedFile]:
         """A new part, and its recording's name. Closing the file gives up the lock."""
         self._make()
         for _ in range(_ATTEMPTS):
