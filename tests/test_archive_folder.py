@@ -27,7 +27,8 @@ from tests.recordings import (
     record,
     sidecar_of,
 )
-from whisper_server.core.retention import RetentionLimits, recording_name
+from whisper_server.core.recording_names import recording_name
+from whisper_server.core.retention import RetentionLimits
 from whisper_server.services.archive_folder import ArchiveFolder
 from whisper_server.services.audio_archive import AudioArchive
 from whisper_server.services.recorder import RecordedSession

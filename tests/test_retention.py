@@ -7,13 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_server.core.retention import (
-    RetentionLimits,
-    StoredRecording,
-    recording_name,
-    started_at_of,
-    to_delete,
-)
+from whisper_server.core.recording_names import recording_name, started_at_of
+from whisper_server.core.retention import RetentionLimits, StoredRecording, to_delete
 
 NOW = datetime(2026, 11, 30, 12, 0, tzinfo=UTC)
 SAFE = frozenset(string.ascii_letters + string.digits + "_-")

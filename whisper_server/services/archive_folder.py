@@ -19,13 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from whisper_server.core.errors import ConfigurationError
-from whisper_server.core.retention import (
-    RetentionLimits,
-    StoredRecording,
-    recording_name,
-    started_at_of,
-    to_delete,
-)
+from whisper_server.core.recording_names import recording_name, started_at_of
+from whisper_server.core.retention import RetentionLimits, StoredRecording, to_delete
 from whisper_server.services.wav_file import UnbufferedFile
 
 _logger = logging.getLogger("whisper_server.recordings")
