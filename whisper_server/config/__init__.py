@@ -19,6 +19,7 @@ from whisper_server.config.schema import (
     TranscriptionSettings,
     section_summary,
 )
+from whisper_server.config.storage_schema import StorageSettings
 from whisper_server.config.values import effective_values, toml_key, toml_value
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Setting",
     "Settings",
     "Shape",
+    "StorageSettings",
     "StreamingSettings",
     "TranscriptionSettings",
     "VadSettings",

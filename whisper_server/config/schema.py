@@ -23,6 +23,7 @@ from whisper_server.config.grpc_schema import GrpcSettings
 from whisper_server.config.leaves import Setting
 from whisper_server.config.live_schema import StreamingSettings, VadSettings
 from whisper_server.config.profiles import DecodeProfile, with_built_in_profiles
+from whisper_server.config.storage_schema import StorageSettings
 
 
 class ServerSettings(Section):
@@ -337,6 +338,7 @@ class Settings(BaseSettings):
     scheduler: SchedulerSettings = Field(default_factory=SchedulerSettings)
     vad: VadSettings = Field(default_factory=VadSettings)
     streaming: StreamingSettings = Field(default_factory=StreamingSettings)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
     decode_profiles: Annotated[FrozenMapping[DecodeProfile], BeforeValidator(with_built_in_profiles)] = Field(
         default_factory=dict, description="Decode options by profile name."
     )
