@@ -109,7 +109,7 @@ async def load_model(request: Request, services: ServicesDep) -> ModelChange:
 async def unload_model(request: Request, services: ServicesDep) -> ModelChange:
     """Unload a model; one that is in use or loading goes when its last user leaves."""
     key, name = await _asked(request, _NAME_KEYS)
-    reference = await to_thread.run_sync(_by_name_or_id, services, name)
+    reference = await _by_name_or_id(services, name)
     if reference.id == await _default_id(services):
         raise AdminModelError(
             f"The model '{shown(name)}' is the default, which is not unloaded by hand.", param=key
@@ -163,10 +163,10 @@ def _at_path(services: Services, place: str) -> ModelReference:
     return services.catalog.at_place(place)
 
 
-def _by_name_or_id(services: Services, name: str) -> ModelReference:
-    """What a name means, or else the id of a model that was loaded by its path; blocking."""
+async def _by_name_or_id(services: Services, name: str) -> ModelReference:
+    """What a name means, or else the id of a model that was loaded by its path."""
     try:
-        return services.catalog.resolve(name)
+        return await to_thread.run_sync(services.catalog.resolve, name)
     except ModelNotFoundError:
         if all(model.id != name for model in services.manager.loaded()):
             raise
