@@ -20,7 +20,7 @@ from whisper_server.api.documentation.app import DescribedApp
 from whisper_server.api.openai import chat, client_secrets, languages, models, transcriptions
 from whisper_server.api.openai.realtime import routes as realtime
 from whisper_server.api.openai.realtime.session import RealtimeLimits
-from whisper_server.api.operations import debug, health, requests, scheduler
+from whisper_server.api.operations import admin, debug, health, requests, scheduler
 from whisper_server.api.services import Services
 from whisper_server.api.streams import chunked, websocket
 from whisper_server.config import Settings
@@ -135,6 +135,7 @@ def create_app(
     app.include_router(health.router)
     app.include_router(debug.router)
     app.include_router(scheduler.router)
+    app.include_router(admin.router)
     return app
 
 

@@ -19,7 +19,7 @@ class WireError:
         type: OpenAI's `type`.
         code: OpenAI's `code`, where the fault itself brings none.
         should_retry: the `x-should-retry` header, which overrides what clients do by status; None leaves it.
-        err: the code of gRPC; None takes that of the class above.
+        err: the code of gRPC and of the admin API; None takes that of the class above.
         stt: the code of `/ws/stt`; None takes that of the class above.
     """
 
@@ -120,6 +120,16 @@ WIRE_ERRORS: dict[type[errors.WhisperServerError], WireError] = {
     errors.SlowReaderError: WireError(
         408, INVALID_REQUEST, "reader_too_slow", should_retry=False, err="ERR1017"
     ),
+    errors.AdminError: WireError(500, SERVER_ERROR, "admin_error", should_retry=False),
+    errors.AdminDisabledError: WireError(
+        501, SERVER_ERROR, "admin_disabled", should_retry=False, err="ERR4001"
+    ),
+    errors.ModelAlreadyLoadedError: WireError(
+        409, INVALID_REQUEST, "model_already_loaded", should_retry=False, err="ERR4002"
+    ),
+    errors.AdminModelError: WireError(400, INVALID_REQUEST, "admin_model", err="ERR4003"),
+    errors.InvalidAdminTokenError: WireError(401, INVALID_REQUEST, "invalid_admin_token", err="ERR4004"),
+    errors.ModelPathNotAllowedError: WireError(403, INVALID_REQUEST, "model_path_not_allowed", err="ERR4005"),
     errors.EngineError: WireError(
         500, SERVER_ERROR, "inference_failed", err="ERR2002", stt="INFERENCE_ERROR"
     ),
@@ -158,12 +168,23 @@ ERR_CODES: Mapping[str, ErrCode] = MappingProxyType(
 )
 """Every code of gRPC."""
 
+ADMIN_CODES: Mapping[str, str] = MappingProxyType(
+    {
+        "ERR4001": "the admin API is not enabled",
+        "ERR4002": "the model is loaded already",
+        "ERR4003": "no such model, or it is not loaded, or it is the default and so not unloaded",
+        "ERR4004": "the admin token is missing or wrong",
+        "ERR4005": "`model_path` is not allowed",
+    }
+)
+"""The codes that only the admin API has, over HTTP, with their meaning."""
+
 _ERR_OF_PARAMS = MappingProxyType({"session_id": "ERR1001", "vad_threshold": "ERR1003"})
 """Fields whose faults have a code of their own."""
 
 
 def err_code(error: errors.WhisperServerError) -> str:
-    """The code of a fault over gRPC."""
+    """The code of a fault over gRPC and from the admin API."""
     rows = _rows_upwards(error)
     code = next(row.err for row in rows if row.err is not None)
     return _ERR_OF_PARAMS.get(error.param or "", code) if code == "ERR1010" else code

@@ -5,6 +5,7 @@ and says where each value came from. There is no settings object at module level
 given them.
 """
 
+from whisper_server.config.admin_schema import AdminSettings
 from whisper_server.config.leaves import Leaf, Setting, Shape, leaves_of
 from whisper_server.config.live_schema import StreamingSettings, VadSettings
 from whisper_server.config.loading import LoadedSettings, load_settings
@@ -23,6 +24,7 @@ from whisper_server.config.storage_schema import StorageSettings
 from whisper_server.config.values import effective_values, toml_key, toml_value
 
 __all__ = [
+    "AdminSettings",
     "DecodeProfile",
     "Leaf",
     "LimitSettings",
