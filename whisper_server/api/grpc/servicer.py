@@ -54,6 +54,7 @@ class SpeechToTextServicer(stt_pb2_grpc.SpeechToTextServicer):
                     model,
                     caller=services.admission.caller(call.client),
                     session_id=wish.session_id,
+                    attributes=wish.attributes,
                     utterance_prefix=_UTTERANCE_PREFIX,
                     # A client is slowed down by gRPC itself; sessions are limited by their number.
                     must_keep_up=False,
