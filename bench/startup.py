@@ -34,7 +34,8 @@ def start_once() -> float:
     """Seconds from the start of the process to the answer."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "whisper_server", "serve", "--port", str(port), "--log-level", "ERROR"]
+    command = [sys.executable, "-m", "whisper_server", "serve", "--port", str(port)]
+    command += ["--grpc-port", "0", "--log-level", "ERROR"]
     started_s = time.perf_counter()
     with subprocess.Popen(command, cwd=ROOT) as process:
         try:
