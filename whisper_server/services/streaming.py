@@ -12,15 +12,15 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Protocol, Self
 
-from whisper_server.core.engine import Engine
 from whisper_server.core.errors import QueueCongestedError, QueueFullError, ServerDrainingError
 from whisper_server.core.scheduling import Caller, Priority
 from whisper_server.core.session import Session
 from whisper_server.core.stream_events import StreamOptions
+from whisper_server.services.engine_lease import EngineLease, Models
 from whisper_server.services.live_stream import AudioInput, LiveStream
 from whisper_server.services.model_catalog import ModelReference
 from whisper_server.services.session_registry import SessionEntry, SessionRegistry
@@ -33,13 +33,6 @@ logger = logging.getLogger(__name__)
 
 _RETRY_AFTER_S = 2.0
 _LISTENING_THREADS = 2
-
-
-class Models(Protocol):
-    """What the service needs of the model manager."""
-
-    def acquire(self, reference: ModelReference) -> AbstractAsyncContextManager[Engine]:
-        """The model's engine, loaded first where necessary; see `ModelManager`."""
 
 
 class StreamScheduler(Decodes, Protocol):
@@ -146,12 +139,13 @@ class StreamService:
         try:
             detector = await self._detectors.acquire()
             resources.callback(self._detectors.release, detector)
-            engine = await resources.enter_async_context(self._models.acquire(model))
-            partial_engine = engine
+            lease = await resources.enter_async_context(EngineLease(self._models, model))
+            partial_lease = lease
             if partial_model is not None:
-                partial_engine = await resources.enter_async_context(self._models.acquire(partial_model))
-            for used in (engine, partial_engine):
-                check_options(used, options)
+                partial_lease = await resources.enter_async_context(EngineLease(self._models, partial_model))
+            leases = (lease, partial_lease)
+            for used in leases:
+                check_options(used.engine, options)
         except BaseException:
             self.registry.refused += 1
             self.registry.leave(entry)
@@ -161,7 +155,7 @@ class StreamService:
             options,
             new_utterance_id=lambda: f"{utterance_prefix}{uuid.uuid4().hex[:20]}",
             now_s=self._clock(),
-            times_words=engine.capabilities.word_timestamps and partial_engine.capabilities.word_timestamps,
+            times_words=all(used.engine.capabilities.word_timestamps for used in leases),
         )
         tools = StreamTools(self._limits, self._scheduler, self.registry, self._listeners, self._clock)
         resources.callback(self._streams.pop, entry.id, None)
@@ -171,8 +165,8 @@ class StreamService:
             tools,
             resources,
             detector=detector,
-            engine=engine,
-            partial_engine=partial_engine,
+            lease=lease,
+            partial_lease=partial_lease,
             caller=caller,
         )
         self._streams[entry.id] = stream
