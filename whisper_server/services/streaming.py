@@ -51,6 +51,7 @@ class StreamService:
         detectors: for the streams; warmed up on entering.
         limits: what streams may use.
         clock: seconds, monotonic.
+        on_leave: told when a stream has left.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class StreamService:
         limits: StreamLimits | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
+        on_leave: Callable[[], None] | None = None,
     ) -> None:
         self._models = models
         self._scheduler = scheduler
@@ -74,6 +76,7 @@ class StreamService:
             max_sessions=self._limits.max_sessions,
             max_held_bytes=self._limits.max_total_buffer_bytes,
             clock=clock,
+            on_leave=on_leave,
         )
         """The sessions there are, for health, metrics and administration."""
 
