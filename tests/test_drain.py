@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -57,9 +58,11 @@ def wait_until_draining(url: str) -> None:
 
 
 @contextmanager
-def draining_server(engine: ScriptedEngine, grace_s: float) -> Iterator[tuple[str, DrainingServer]]:
+def draining_server(
+    engine: ScriptedEngine, grace_s: float, **sections: Any
+) -> Iterator[tuple[str, DrainingServer]]:
     """A server that is told to stop by `handle_exit`, and has stopped when the block has ended."""
-    settings = make_settings(transcription={"vad_filter": False})
+    settings = make_settings(transcription={"vad_filter": False}, **sections)
     app = create_app(settings, engines={"faster-whisper": engine.load})
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = DrainingServer(
@@ -111,6 +114,23 @@ def test_what_runs_and_waits_is_finished_and_new_work_is_refused(caplog: pytest.
     assert not [record for record in caplog.records if record.levelno == logging.WARNING]
 
 
+def test_no_model_is_loaded_by_hand_any_more() -> None:
+    gate = threading.Event()
+    engine = ScriptedEngine([Step("first", gate=gate)])
+    admin = {"enabled": True, "token": "the-operators-token-0123456789"}
+    with draining_server(engine, _STOP_S, admin=admin) as (url, server):
+        running = Background(lambda: transcribe(url))
+        engine.wait_for_windows(1)
+        server.handle_exit(signal.SIGTERM, None)
+        wait_until_draining(url)
+        headers = {"Authorization": f"Bearer {admin['token']}"}
+        refused = request("POST", f"{url}/admin/load_model", json={"model": "tiny"}, headers=headers)
+        assert (refused.status_code, refused.json()["code"]) == (503, "ERR1012")
+        assert 1 <= int(refused.headers["retry-after"]) <= _STOP_S
+        gate.set()
+        assert running.result().json()["text"] == "first"
+
+
 def test_what_is_not_finished_in_time_is_cut_off_and_told(caplog: pytest.LogCaptureFixture) -> None:
     gate = threading.Event()
     engine = ScriptedEngine([Step("first", gate=gate)])
@@ -160,7 +180,7 @@ class Serving:
 
 
 @contextmanager
-def serving(grace_s: float) -> Iterator[Serving]:
+def serving(grace_s: float, *, ignores_ctrl_c: bool = False) -> Iterator[Serving]:
     flags = ("--port", "0", "--model", "demo", "--server-shutdown-grace-s", str(grace_s))
     with subprocess.Popen(
         [sys.executable, "-m", "whisper_server", "serve", *flags],
@@ -168,6 +188,7 @@ def serving(grace_s: float) -> Iterator[Serving]:
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_ignore_ctrl_c if ignores_ctrl_c else None,
     ) as process:
         try:
             assert process.stderr is not None
@@ -179,6 +200,11 @@ def serving(grace_s: float) -> Iterator[Serving]:
                 yield Serving(process, upload, url)
         finally:
             process.kill()
+
+
+def _ignore_ctrl_c() -> None:
+    """What a shell does for a program that it starts in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def test_sigterm_lets_requests_finish() -> None:
@@ -194,8 +220,9 @@ def test_sigterm_lets_requests_finish() -> None:
     assert "Cut off" not in log
 
 
-def test_ctrl_c_cuts_off_what_takes_longer_than_the_grace_period() -> None:
-    with serving(grace_s=0.1) as server:
+@pytest.mark.parametrize("is_ignored", [False, True], ids=["foreground", "background"])
+def test_ctrl_c_cuts_off_what_takes_longer_than_the_grace_period(is_ignored: bool) -> None:
+    with serving(grace_s=0.1, ignores_ctrl_c=is_ignored) as server:
         server.process.send_signal(signal.SIGINT)
         assert read_until(server.upload, b"server_draining").startswith(b"HTTP/1.1 503 ")
         server.upload.close()

@@ -5,6 +5,7 @@ import logging
 import signal
 import socket
 import sys
+from contextlib import ExitStack
 from types import FrameType
 
 from whisper_server.cli.settings_flags import add_settings_arguments, settings_from
@@ -37,13 +38,15 @@ def run(arguments: argparse.Namespace) -> int:
         ConfigurationError: a setting is wrong, cannot work on this machine, or names a taken port.
     """
     try:
-        _serve(settings_from(arguments))
-    except KeyboardInterrupt:  # Ctrl-C: the server has stopped in order
+        stopped_by = _serve(settings_from(arguments))
+    except KeyboardInterrupt:  # before the server was there, or by uvicorn once it has stopped in order
         return _INTERRUPTED
-    return 0
+    # A shell that starts programs in the background lets them ignore Ctrl-C, and uvicorn's with it.
+    return _INTERRUPTED if stopped_by == signal.SIGINT else 0
 
 
-def _serve(loaded: LoadedSettings) -> None:
+def _serve(loaded: LoadedSettings) -> int | None:
+    """Serve; the signal that ended it."""
     share_one_heap()
     # Here, so that other commands start without the web framework.
     import uvicorn
@@ -56,9 +59,15 @@ def _serve(loaded: LoadedSettings) -> None:
     set_up_logging(settings.logging)
     for warning in loaded.warnings:
         logger.warning("%s", warning)
+    if not (settings.server.enabled or settings.grpc.enabled):
+        raise ConfigurationError("There is nothing to serve: set server.enabled or grpc.enabled to true.")
     app = create_app(settings)
-    with bind(settings.server) as listener:
-        host, port = listener.getsockname()[:2]
+    if settings.grpc.enabled:
+        from whisper_server.api.grpc.listening import check
+
+        check(settings)
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(bind(settings.server))] if settings.server.enabled else []
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -71,8 +80,11 @@ def _serve(loaded: LoadedSettings) -> None:
         )
         # uvicorn sends itself the signal that stopped it, once it has stopped in order.
         signal.signal(signal.SIGTERM, _exit)
-        logger.info("Listening on %s", base_url(host, port))
-        DrainingServer(config, grace_s=settings.server.shutdown_grace_s).run(sockets=[listener])
+        for listener in listeners:
+            logger.info("Listening on %s", base_url(*listener.getsockname()[:2]))
+        server = DrainingServer(config, grace_s=settings.server.shutdown_grace_s)
+        server.run(sockets=listeners)
+        return server.stopped_by
 
 
 def _exit(_: int, __: FrameType | None) -> None:

@@ -7,6 +7,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
+from whisper_server.config.admin_schema import AdminSettings
 from whisper_server.config.fields import (
     ComputeType,
     FrozenMapping,
@@ -19,14 +20,17 @@ from whisper_server.config.fields import (
     lower,
     none_from_auto,
 )
+from whisper_server.config.grpc_schema import GrpcSettings
 from whisper_server.config.leaves import Setting
 from whisper_server.config.live_schema import StreamingSettings, VadSettings
 from whisper_server.config.profiles import DecodeProfile, with_built_in_profiles
+from whisper_server.config.storage_schema import StorageSettings
 
 
 class ServerSettings(Section):
     """Where the server listens and who may call it."""
 
+    enabled: Annotated[bool, Field(description="Serve HTTP; without it there is gRPC alone.")] = True
     host: Annotated[
         Text,
         Field(description="Address to listen on; `0.0.0.0` for all."),
@@ -225,6 +229,13 @@ class ModelSettings(Section):
         Literal["transcribe", "translate"],
         Field(description="Write down the words as spoken, or in English."),
     ] = "transcribe"
+    prompt: Annotated[
+        str,
+        Field(description="Text before the audio, for style and vocabulary, where a request brings none."),
+    ] = ""
+    hotwords: Annotated[
+        tuple[Text, ...], Field(description="Words to expect where a request brings none.")
+    ] = ()
     default_decode_profile: Annotated[
         Text,
         Field(description="Decode profile of live streams that name none."),
@@ -319,7 +330,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     server: ServerSettings = Field(default_factory=ServerSettings)
+    grpc: GrpcSettings = Field(default_factory=GrpcSettings)
     security: SecuritySettings = Field(default_factory=SecuritySettings)
+    admin: AdminSettings = Field(default_factory=AdminSettings)
     logging: LoggingSettings = Field(default_factory=LoggingSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
@@ -327,6 +340,7 @@ class Settings(BaseSettings):
     scheduler: SchedulerSettings = Field(default_factory=SchedulerSettings)
     vad: VadSettings = Field(default_factory=VadSettings)
     streaming: StreamingSettings = Field(default_factory=StreamingSettings)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
     decode_profiles: Annotated[FrozenMapping[DecodeProfile], BeforeValidator(with_built_in_profiles)] = Field(
         default_factory=dict, description="Decode options by profile name."
     )

@@ -34,7 +34,15 @@
     ├── RequestCancelledError         somebody called the request off
     ├── DeadlineExceededError         the request took longer than it may
     │   └── SessionTimeoutError       no audio came for too long
+    ├── UnknownSessionError           no live session of this name is open
+    ├── InvalidSessionTokenError      the message lacks the token of its live session
     ├── SlowReaderError               the client does not read what the session tells it
+    ├── AdminError                    of the admin API
+    │   ├── AdminDisabledError
+    │   ├── InvalidAdminTokenError
+    │   ├── ModelAlreadyLoadedError
+    │   ├── AdminModelError           the model is not there, or is the default
+    │   └── ModelPathNotAllowedError
     └── EngineError                   inference failed
         ├── EngineOutOfMemoryError
         ├── EngineCrashedError        the process that ran the model died, twice
@@ -42,7 +50,7 @@
             └── EngineLostError       another call did not, and this one never began
 
 `message` is written for the client: no paths, secrets or exception texts. The cause is chained and logged.
-`api/errors.py` gives each class its HTTP status, type and code.
+`api/error_table.py` gives each class its statuses and codes.
 """
 
 _MAX_CAUSES = 4
@@ -229,8 +237,40 @@ class SessionTimeoutError(DeadlineExceededError):
     """A live session received no audio for too long."""
 
 
+class UnknownSessionError(WhisperServerError):
+    """There is no live session of this id to stream to."""
+
+
+class InvalidSessionTokenError(WhisperServerError):
+    """A message of a live session does not bring the token that was issued for it."""
+
+
 class SlowReaderError(WhisperServerError):
     """The client of a live session does not read its transcripts."""
+
+
+class AdminError(WhisperServerError):
+    """A fault of the admin API's own."""
+
+
+class AdminDisabledError(AdminError):
+    """The server does not serve the admin API."""
+
+
+class InvalidAdminTokenError(AdminError):
+    """The request does not bring the admin token."""
+
+
+class ModelAlreadyLoadedError(AdminError):
+    """The model that is to be loaded is loaded."""
+
+
+class AdminModelError(AdminError):
+    """The model does not exist, is not loaded, or is the default and so not unloaded."""
+
+
+class ModelPathNotAllowedError(AdminError):
+    """The server may not load models from this path."""
 
 
 class EngineError(WhisperServerError):

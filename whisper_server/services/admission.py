@@ -1,5 +1,6 @@
 """Who may come in: the rest is turned away at once, before its upload is read where its headers suffice."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -56,6 +57,7 @@ class Admission:
         self._compute = ComputeMeter(lanes)
         self._stays = StayMeter()
         self._drained_by_s: float | None = None
+        self._drains = asyncio.Event()
         self.counters = AdmissionCounters()
 
     @property
@@ -114,6 +116,23 @@ class Admission:
     def drain(self, grace_s: float) -> None:
         """Take nobody in from now on; in `grace_s` seconds the server is gone."""
         self._drained_by_s = self._clock() + grace_s
+        self._drains.set()
+
+    async def wait_until_draining(self) -> None:
+        """Wait until the server stops and takes nobody in."""
+        await self._drains.wait()
+
+    def check_not_draining(self) -> None:
+        """Refuse work that begins after `drain`.
+
+        Raises:
+            ServerDrainingError: the server stops.
+        """
+        if self._drained_by_s is None:
+            return
+        message = "The server is stopping and takes no more requests. Try again later."
+        self.counters.refused[Refusal.DRAINING] += 1
+        raise ServerDrainingError(message, retry_after_s=retry_after_s(self._drained_by_s - self._clock()))
 
     def note(self, audio_s: float, compute_s: float) -> None:
         """Tell of work that was measured elsewhere: so much audio took so much time of one lane."""
@@ -131,12 +150,7 @@ class Admission:
 
     def _check_door(self, newcomer: "Place") -> None:
         """Refuse by what is known before anything of a request is read."""
-        if self._drained_by_s is not None:
-            message = "The server is stopping and takes no more requests. Try again later."
-            self.counters.refused[Refusal.DRAINING] += 1
-            raise ServerDrainingError(
-                message, retry_after_s=retry_after_s(self._drained_by_s - self._clock())
-            )
+        self.check_not_draining()
         client = newcomer.holding.caller.client
         limits, own = self._limits_of(client), self._places_of(client)
         if limits.max_requests is not None and len(own) >= limits.max_requests:

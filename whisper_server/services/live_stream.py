@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from types import TracebackType
@@ -12,6 +12,7 @@ import numpy as np
 
 from whisper_server.core.errors import (
     ChunkTooLongError,
+    EngineTimeoutError,
     SessionEndedError,
     SlowReaderError,
     WhisperServerError,
@@ -45,8 +46,9 @@ from whisper_server.core.stream_events import (
 )
 from whisper_server.core.types import SAMPLE_RATE, Pcm16, Samples
 from whisper_server.core.voice_activity import BLOCK_SAMPLES
-from whisper_server.services.decode_jobs import DecodeJobs
+from whisper_server.services.decode_jobs import DecodeJobs, DecodeTotals
 from whisper_server.services.engine_lease import EngineLease
+from whisper_server.services.recorder import NO_RECORDER, Recorder
 from whisper_server.services.session_registry import SessionEntry
 from whisper_server.services.stream_limits import StreamTools, check_options
 from whisper_server.services.stream_queues import Command, Inbox, Outgoing
@@ -93,8 +95,10 @@ class LiveStream:
         lease: EngineLease,
         partial_lease: EngineLease,
         caller: Caller,
+        recorder: Recorder = NO_RECORDER,
     ) -> None:
         self._session = session
+        self._recorder = recorder
         self._entry = entry
         self._tools = tools
         self._resources = resources
@@ -125,6 +129,11 @@ class LiveStream:
         return self._session.options
 
     @property
+    def decode_totals(self) -> DecodeTotals:
+        """Where the time of its decodes went so far."""
+        return self._jobs.totals
+
+    @property
     def missing_s(self) -> float:
         """Seconds of audio that have to come before it listens: a sender may gather so much."""
         return self._inbox.missing_bytes / _BYTES_PER_S
@@ -151,6 +160,7 @@ class LiveStream:
             await self._wait_for_room()
             piece = audio[start : start + _SLICE_BYTES]
             self._inbox.put_audio(piece)
+            self._recorder.hear(piece)
             self._sent_bytes += len(piece)
         self._note()
 
@@ -213,7 +223,7 @@ class LiveStream:
 
     def __aiter__(self) -> AsyncIterator[StreamEvent]:
         """The events, up to and including SessionEnded. A partial that was not read gives way to the next."""
-        return self._events()
+        return self.events()
 
     async def __aenter__(self) -> Self:
         """The stream itself; it has been running since it was opened."""
@@ -230,7 +240,8 @@ class LiveStream:
         """Wait until the session has ended and nothing of it runs."""
         await asyncio.shield(self._task)
 
-    async def _events(self) -> AsyncIterator[StreamEvent]:
+    async def events(self) -> AsyncGenerator[StreamEvent, None]:
+        """The same as a generator, which can be closed."""
         while (event := await self._outgoing.get()) is not None:
             yield event
 
@@ -294,7 +305,7 @@ class LiveStream:
         while self._session.state is not State.ENDED:
             if self._session.state is State.DRAINING:
                 self._refuse_commands()
-                await self._wait_for_progress()
+                await self._wait_for_finals()
             elif self._session.pending_finals >= self._tools.limits.max_pending_finals:
                 await self._wait_for_progress()
             else:
@@ -305,6 +316,18 @@ class LiveStream:
     async def _wait_for_progress(self) -> None:
         self._progress.clear()
         await self._progress.wait()
+
+    async def _wait_for_finals(self) -> None:
+        """Wait for one more of the decodes that the end waits for.
+
+        Raises:
+            EngineTimeoutError: none came in time.
+        """
+        try:
+            async with asyncio.timeout(self._tools.limits.decode_timeout_s):
+                await self._wait_for_progress()
+        except TimeoutError:
+            raise EngineTimeoutError("The model did not finish the last transcripts in time.") from None
 
     async def _take_next(self) -> None:
         if self._session.state not in _OPEN_STATES:
@@ -399,6 +422,7 @@ class LiveStream:
             self._tell(_timed(effect.event, took_s))
 
     def _tell(self, event: StreamEvent) -> None:
+        self._recorder.tell(event)
         if isinstance(event, FinalTranscript):
             self._entry.utterances += 1
         if isinstance(event, SessionEnded):
@@ -438,7 +462,7 @@ class LiveStream:
 
     def _refuse_commands(self) -> None:
         for command in self._inbox.clear():
-            if isinstance(command.event, EndAsked):
+            if isinstance(command.event, EndAsked) and not command.answer.done():
                 command.answer.set_result(None)
             else:
                 command.refuse(SessionEndedError(f"The session is {self._session.state.value}."))

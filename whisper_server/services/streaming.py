@@ -10,10 +10,10 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Protocol, Self
 
 from whisper_server.core.errors import QueueCongestedError, QueueFullError, ServerDrainingError
@@ -23,6 +23,7 @@ from whisper_server.core.stream_events import StreamOptions
 from whisper_server.services.engine_lease import EngineLease, Models
 from whisper_server.services.live_stream import AudioInput, LiveStream
 from whisper_server.services.model_catalog import ModelReference
+from whisper_server.services.recorder import Archive, NoArchive, RecordedSession
 from whisper_server.services.session_registry import SessionEntry, SessionRegistry
 from whisper_server.services.stream_limits import Decodes, StreamLimits, StreamTools, check_options
 from whisper_server.services.voice_detectors import VoiceDetectorPool
@@ -52,6 +53,7 @@ class StreamService:
         limits: what streams may use.
         clock: seconds, monotonic.
         on_leave: told when a stream has left.
+        archive: records the streams; None records nothing.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class StreamService:
         *,
         clock: Callable[[], float] = time.monotonic,
         on_leave: Callable[[], None] | None = None,
+        archive: Archive | None = None,
     ) -> None:
         self._models = models
+        self._archive = archive or NoArchive()
         self._scheduler = scheduler
         self._detectors = detectors
         self._limits = limits or StreamLimits()
@@ -115,6 +119,8 @@ class StreamService:
         session_id: str | None = None,
         partial_model: ModelReference | None = None,
         utterance_prefix: str = "utt_",
+        must_keep_up: bool = True,
+        attributes: Mapping[str, str] = MappingProxyType({}),
     ) -> LiveStream:
         """A new stream. The model is loaded first where necessary, and stays loaded while the stream lasts.
 
@@ -125,6 +131,8 @@ class StreamService:
             session_id: the client's name for it; None makes one.
             partial_model: for partials.
             utterance_prefix: what utterance ids begin with.
+            must_keep_up: refuse it where transcripts would lag; a client that does not mind is slowed down.
+            attributes: what the client says of the session; kept with it and its recording.
 
         Raises:
             ServerDrainingError: the server stops.
@@ -137,7 +145,8 @@ class StreamService:
             UnsupportedByEngineError: the model cannot do what is asked.
             WhisperServerError: the model cannot be loaded.
         """
-        entry = self._enter(session_id, caller)
+        entry = self._enter(session_id, caller, must_keep_up=must_keep_up)
+        entry.attributes = attributes
         resources = AsyncExitStack()
         try:
             detector = await self._detectors.acquire()
@@ -171,6 +180,9 @@ class StreamService:
             lease=lease,
             partial_lease=partial_lease,
             caller=caller,
+            recorder=self._archive.begin(
+                RecordedSession(entry.id, entry.client, model.id, options.language, attributes)
+            ),
         )
         self._streams[entry.id] = stream
         logger.info("Session %s opened", entry.id)
@@ -200,13 +212,14 @@ class StreamService:
                 retry_after_s=max(_RETRY_AFTER_S, wait_s),
             )
 
-    def _enter(self, session_id: str | None, caller: Caller) -> SessionEntry:
+    def _enter(self, session_id: str | None, caller: Caller, *, must_keep_up: bool) -> SessionEntry:
         try:
             if self._is_draining:
                 raise ServerDrainingError(
                     "The server is stopping. Try another one.", retry_after_s=_RETRY_AFTER_S
                 )
-            self.check_admission()
+            if must_keep_up:
+                self.check_admission()
             return self.registry.enter(session_id, caller.client)
         except Exception:
             self.registry.refused += 1

@@ -10,6 +10,7 @@ from anyio.abc import TaskGroup
 from fastapi import APIRouter
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from whisper_server.api.error_table import stt_code
 from whisper_server.api.request_id import request_id
 from whisper_server.api.streams import messages
 from whisper_server.api.streams.messages import (
@@ -23,6 +24,7 @@ from whisper_server.api.streams.messages import (
     parse_message,
 )
 from whisper_server.api.streams.options import open_stream, services_of, stream_options
+from whisper_server.api.streams.sending import send_message
 from whisper_server.core.errors import (
     AudioMemoryFullError,
     ChunkTooLongError,
@@ -51,9 +53,6 @@ _MAX_WITHOUT_SESSION_S = 60.0
 
 _MAX_UNREAD_S = 30.0
 """A client that takes no message for so long has stopped reading."""
-
-_PIECE_BYTES = 64 << 10
-"""Audio converted at once: a message of megabytes must not hold up the others."""
 
 _KEY_PROTOCOLS = "openai-"
 _NORMAL, _INTERNAL = 1000, 1011
@@ -181,7 +180,7 @@ class _Connection:
                 options, config.model, self._websocket, self._services, message.session_id
             )
         except WhisperServerError as error:
-            code = messages.error_code(error)
+            code = stt_code(error)
             logger.warning("No session: %s (%s) %s", error.message, code, error.causes)
             await self.send(messages.failure(code, error.message, message.session_id))
             return
@@ -227,9 +226,7 @@ class _Session:
         if self._is_ending:
             return
         try:
-            self._check_length(len(data))
-            for start in range(0, len(data), _PIECE_BYTES):
-                await self._stream.send(self._audio.feed(data[start : start + _PIECE_BYTES]))
+            await send_message(self._stream, self._audio, data)
         except WhisperServerError as error:
             await self._refuse(error)
 
@@ -262,16 +259,11 @@ class _Session:
         """Wait until nothing of it runs."""
         await self._stream.wait_closed()
 
-    def _check_length(self, size_bytes: int) -> None:
-        longest_ms = self._stream.options.max_chunk_ms
-        if longest_ms is not None and self._audio.duration_s(size_bytes) * 1000 > longest_ms:
-            raise ChunkTooLongError(f"One message may bring {longest_ms} ms of audio. Send smaller ones.")
-
     async def _refuse(self, error: WhisperServerError) -> None:
         # Of a session that has ended `session_ended` tells, and why.
         if isinstance(error, ChunkTooLongError | AudioMemoryFullError):
             logger.warning("Session %s: %s", self.id, error.message)
-            await self._connection.send(messages.failure(messages.error_code(error), error.message, self.id))
+            await self._connection.send(messages.failure(stt_code(error), error.message, self.id))
 
     async def _tell(self, event: StreamEvent) -> None:
         send = self._connection.send
@@ -289,7 +281,7 @@ class _Session:
                 self._spoken.discard(event.utterance_id)
                 error = event.error
                 logger.error("Session %s: %s (%s)", self.id, error.message, error.causes)
-                code = messages.error_code(error)
+                code = stt_code(error)
                 await send(messages.failure(code, error.message, self.id, event.utterance_id))
             case SessionEnded():
                 await self._tell_end(event)
@@ -307,7 +299,7 @@ class _Session:
         send = self._connection.send
         if event.reason is EndReason.ERROR and event.error is not None:
             logger.error("Session %s: %s (%s)", self.id, event.error.message, event.error.causes)
-            await send(messages.failure(messages.error_code(event.error), event.error.message, self.id))
+            await send(messages.failure(stt_code(event.error), event.error.message, self.id))
         # Before the message: whoever reads it may start the next session at once.
         self._connection.forget(self)
         await send(messages.ended(self.id, event.reason.value, event.total_audio_s, self._segments))
