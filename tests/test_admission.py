@@ -322,6 +322,39 @@ def test_audio_that_can_never_fit_is_not_told_to_come_back() -> None:
             limited.hold(30.0)  # another recording of the same request
 
 
+def test_audio_that_is_being_decoded_takes_room_as_it_grows() -> None:
+    admission = admission_of(max_buffered_audio_s=100.0)
+    with admission.enter() as one, admission.enter() as other:
+        one.reserve(30.0)
+        one.reserve(60.0)
+        assert admission.buffered_audio_s == 60
+        other.reserve(30.0)
+        with pytest.raises(ServerBusyError, match="holds 60 seconds of audio and has no room"):
+            other.reserve(60.0)
+        assert admission.buffered_audio_s == 60, "what was refused is dropped"
+        one.hold(70.0)
+        assert admission.buffered_audio_s == 70
+        one.reserve(30.0)  # another recording of the same request
+        assert admission.buffered_audio_s == 100
+        one.hold(30.0)
+        with pytest.raises(AudioTooLongError, match="the most this server holds"):
+            one.reserve(30.0)
+    assert admission.buffered_audio_s == 0
+    assert admission.counters.refused[Refusal.BUFFERED_AUDIO] == 1
+
+
+def test_audio_of_a_client_that_is_being_decoded_counts_for_the_client() -> None:
+    admission = admission_of(clients={"a": ClientLimits(max_buffered_audio_s=50.0)})
+    caller = admission.caller("a")
+    with admission.enter(caller) as one, admission.enter(caller) as other, admission.enter() as stranger:
+        stranger.reserve(1000.0)
+        one.reserve(30.0)
+        with pytest.raises(ServerBusyError, match="'a' has 30 seconds of audio inside"):
+            other.reserve(30.0)
+        with pytest.raises(AudioTooLongError, match="50 seconds, the most the client 'a'"):
+            one.reserve(60.0)
+
+
 # Limits of single clients
 
 

@@ -26,16 +26,19 @@ from librosa.effects import trim
 from librosa.util import normalize
 
 from tests.media import Signal, encode, noise, pictures, silence, tone, wav, wav_from_bytes
+from whisper_server.core.admission import AdmissionLimits
 from whisper_server.core.errors import (
     AudioTooLongError,
     EmptyAudioError,
     InvalidAudioError,
     NoAudioStreamError,
+    ServerBusyError,
     UnsupportedAudioFormatError,
 )
 from whisper_server.core.recording import Recording
 from whisper_server.core.types import SAMPLE_RATE
-from whisper_server.services.audio_decoding import decode_pcm
+from whisper_server.services.admission import Admission
+from whisper_server.services.audio_decoding import DECODING_PIECE_S, decode_pcm
 from whisper_server.services.audio_processor import SILENCE_TOP_DB, AudioProcessor
 
 pytestmark = pytest.mark.anyio
@@ -46,7 +49,7 @@ WAIT_S = 20
 FRAGMENTED = {"movflags": "empty_moov+frag_keyframe", "frag_duration": "200000"}
 
 
-async def decode(data: bytes, *, max_audio_s: float = 60, **options: bool) -> Recording:
+async def decode(data: bytes, *, max_audio_s: float = 60, **options: Any) -> Recording:
     processor = AudioProcessor(max_audio_s=max_audio_s, max_parallel=1)
     return await processor.decode(io.BytesIO(data), **options)
 
@@ -621,6 +624,73 @@ async def test_recordings_of_any_length_can_be_trimmed(count: int) -> None:
     assert len(recording) == len(expected)
 
 
+# --- Room while decoding ---
+
+
+async def test_decoding_tells_the_event_loop_how_far_it_has_come() -> None:
+    told: list[float] = []
+    threads: set[int] = set()
+
+    def note(audio_s: float) -> None:
+        told.append(audio_s)
+        threads.add(threading.get_ident())
+
+    recording = await AudioProcessor(max_audio_s=200, max_parallel=1).decode(
+        io.BytesIO(wav(tone(100.0))), on_decoded=note
+    )
+    assert recording.duration_s == 100
+    assert threads == {threading.get_ident()}
+    assert len(told) == 100 // DECODING_PIECE_S
+    steps = np.diff([0.0, *told])
+    assert (steps >= DECODING_PIECE_S).all()
+    assert (steps < DECODING_PIECE_S + 1).all()
+
+
+async def test_what_has_no_room_is_decoded_no_further_and_not_kept() -> None:
+    error = ServerBusyError("Full.", retry_after_s=1.0)
+
+    def refuse(_: float) -> None:
+        raise error
+
+    source = CountingSource(wav(noise(600.0)))
+    processor = AudioProcessor(max_audio_s=1000, max_parallel=1)
+    with pytest.raises(ServerBusyError) as caught:
+        await processor.decode(source, on_decoded=refuse)
+    assert caught.value is error
+    assert source.read_bytes < len(source.getvalue()) / 10
+
+
+async def test_cancelling_a_decode_that_asks_for_room_ends_it() -> None:
+    async def decode_and_cancel() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+
+        def cancel(_: float) -> None:
+            task.cancel()
+
+        await decode(wav(noise(90)), max_audio_s=600, on_decoded=cancel)
+
+    task = asyncio.create_task(decode_and_cancel())
+    await asyncio.wait([task])
+    assert task.cancelled()
+
+
+async def test_parallel_decodes_never_hold_more_than_the_limit_and_a_piece_each() -> None:
+    admission = Admission(AdmissionLimits(max_requests=9, max_buffered_audio_s=100.0))
+    processor = AudioProcessor(max_audio_s=100, max_parallel=2)
+    gate = threading.Event()
+    first_source = GatedSource(wav(noise(90.0)), gate, stop_at_read=2 * DECODING_PIECE_S + 9)
+    with admission.enter() as one, admission.enter() as other:
+        first = asyncio.create_task(processor.decode(first_source, on_decoded=one.reserve))
+        await first_source.reached_gate()
+        assert 2 * DECODING_PIECE_S <= admission.buffered_audio_s < 2 * DECODING_PIECE_S + 2
+        with pytest.raises(ServerBusyError):
+            await processor.decode(io.BytesIO(wav(noise(90.0))), on_decoded=other.reserve)
+        gate.set()
+        one.hold((await first).duration_s)
+        assert admission.buffered_audio_s == 90
+
+
 # --- Threads, cancellation, memory ---
 
 
@@ -731,9 +801,13 @@ async def test_an_upload_cancelled_while_it_waits_is_never_read() -> None:
     assert second.reads == 0
 
 
-@pytest.mark.parametrize("max_audio_s", [60, 0.5], ids=["decoded", "refused"])
-async def test_nothing_is_left_for_the_garbage_collector(max_audio_s: float) -> None:
-    source = CountingSource(encode(tone(1, 48_000), 48_000, "mp3", "libmp3lame"))
+@pytest.mark.parametrize("outcome", ["decoded", "too long", "no room"])
+async def test_nothing_is_left_for_the_garbage_collector(outcome: str) -> None:
+    def refuse(_: float) -> None:
+        raise ServerBusyError("Full.", retry_after_s=1.0)
+
+    max_audio_s = 0.5 if outcome == "too long" else 60
+    source = CountingSource(encode(tone(31, 48_000), 48_000, "mp3", "libmp3lame"))
     is_freed = threading.Event()
     weakref.finalize(source, is_freed.set)
     processor = AudioProcessor(max_audio_s=max_audio_s, max_parallel=1)
@@ -743,9 +817,11 @@ async def test_nothing_is_left_for_the_garbage_collector(max_audio_s: float) -> 
     gc.disable()
     try:
         try:
-            await processor.decode(source)
+            await processor.decode(source, on_decoded=refuse if outcome == "no room" else None)
         except AudioTooLongError:
-            assert max_audio_s == 0.5
+            assert outcome == "too long"
+        except ServerBusyError:
+            assert outcome == "no room"
         del source
         # The worker thread lets go of it a moment after it has given its answer.
         assert await anyio.to_thread.run_sync(is_freed.wait, WAIT_S)

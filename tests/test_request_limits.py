@@ -135,6 +135,19 @@ def test_audio_beyond_the_room_is_refused_once_it_is_decoded_and_at_the_door_whe
     assert sum(window.duration_s == 6.0 for window in server.engine.windows) == 1
 
 
+def test_audio_without_room_is_refused_while_it_is_decoded() -> None:
+    """Whole, the second recording would be longer than there may ever be: it is not decoded so far."""
+    with gated_server(limits={"max_buffered_audio_s": 100.0}) as server:
+        first = Background(lambda: transcribe(server.url, LONG))
+        server.engine.wait_for_windows(1)
+        for route in (ROUTE, "/debug/audio-info"):
+            refused = request("POST", f"{server.url}{route}", files={"file": wav(tone(101.0))})
+            assert (refused.status_code, error_of(refused)["code"]) == (429, "server_busy")
+        server.gate.set()
+        first.result().raise_for_status()
+        wait_until(server.url, is_empty)
+
+
 def test_every_route_with_audio_takes_room() -> None:
     with gated_server(limits={"max_buffered_audio_s": 97.0}) as server:
         first = Background(lambda: transcribe(server.url, LONG))

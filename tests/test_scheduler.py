@@ -13,6 +13,7 @@ import pytest
 from whisper_server.core.errors import (
     EngineCrashedError,
     EngineError,
+    EngineLostError,
     EngineOutOfMemoryError,
     EngineTimeoutError,
     InvalidRequestError,
@@ -513,9 +514,9 @@ async def test_an_engine_that_cannot_go_on_is_reported_and_used_no_more() -> Non
     engine = Faulty(can_go_on=False)
     engine.gate.set()
     scheduler = Scheduler(SchedulerLimits(max_batch=1, call_timeout_s=0.05), on_lost=lost.append)
-    assert await engine.outcomes(scheduler, "hang", "en") == [EngineTimeoutError, EngineTimeoutError]
+    assert await engine.outcomes(scheduler, "hang", "en") == [EngineTimeoutError, EngineLostError]
     assert lost == [engine]
-    with pytest.raises(EngineTimeoutError):
+    with pytest.raises(EngineLostError):
         await scheduler.decode(engine, [window()], priority=FILE)
     assert len(engine.windows) == 2
 

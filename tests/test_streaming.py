@@ -18,7 +18,9 @@ from whisper_server.core.errors import (
     AudioMemoryFullError,
     ChunkTooLongError,
     EmptyCommitError,
+    EngineTimeoutError,
     InvalidRequestError,
+    ModelLoadError,
     QueueCongestedError,
     QueueFullError,
     ServerBusyError,
@@ -44,7 +46,9 @@ from whisper_server.core.stream_events import (
     VoiceOptions,
 )
 from whisper_server.core.types import Pcm16, Samples, Window
+from whisper_server.engines.scripted import scripted_capabilities
 from whisper_server.engines.silero_vad import SileroVad
+from whisper_server.services.engine_lane import SchedulerLimits
 from whisper_server.services.model_catalog import ModelReference
 from whisper_server.services.pcm_input import PcmFormat, PcmInput
 from whisper_server.services.scheduler import Backlog, Scheduler, TimedDecode
@@ -62,19 +66,32 @@ MANUAL = StreamOptions(partials=False, endpointing=Endpointing.MANUAL)
 
 
 class Models:
-    """Lends one engine for every model, and counts the borrowers."""
+    """Lends one engine for every model, and counts the borrowers.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        engine: to lend.
+        spares: take its place one after the other, each time it is given up.
+    """
+
+    def __init__(self, engine: Engine, spares: Sequence[Engine] = ()) -> None:
         self.engine = engine
+        self.spares = list(spares)
         self.users = 0
+        self.error: Exception | None = None
 
     @asynccontextmanager
     async def acquire(self, reference: ModelReference) -> AsyncIterator[Engine]:
+        if self.error is not None:
+            raise self.error
         self.users += 1
         try:
             yield self.engine
         finally:
             self.users -= 1
+
+    def retire(self, engine: Engine) -> None:
+        assert engine is self.engine
+        self.engine = self.spares.pop(0)
 
 
 def service(
@@ -299,6 +316,84 @@ async def test_an_engine_that_fails_fails_the_utterance_alone() -> None:
         await stream.send(speech("bravo", 0.8).pcm)
         await stream.end()
         assert texts([event async for event in events]) == ["bravo"]
+
+
+HASTY = SchedulerLimits(max_batch=1, call_timeout_s=0.5)
+
+
+async def hung(stream: LiveStream, events: AsyncIterator[StreamEvent], *words: str) -> list[TranscriptFailed]:
+    """Say words whose finals fail because the engine hangs."""
+    for word in words:
+        await stream.send(speech(word, 0.8).pcm)
+    failed: list[TranscriptFailed] = []
+    while len(failed) < len(words):
+        event = await anext(events)
+        assert not isinstance(event, FinalTranscript | SessionEnded)
+        failed += [event] if isinstance(event, TranscriptFailed) else []
+    return failed
+
+
+async def test_after_a_hung_engine_a_stream_goes_on_with_the_model_loaded_anew() -> None:
+    first, second = HearingEngine(), HearingEngine()
+    models = Models(first, [second])
+    scheduler = Scheduler(HASTY, on_lost=models.retire)
+    async with StreamService(models, scheduler, VoiceDetectorPool(PerfectDetector)) as streams:
+        async with await streams.open(QUIET, MODEL, caller=CALLER) as stream:
+            events = aiter(stream)
+            await stream.send(speech("alpha", 0.8).pcm)
+            while not isinstance(await anext(events), FinalTranscript):
+                pass
+            first.gate.clear()
+            [failed] = await hung(stream, events, "bravo")
+            assert type(failed.error) is EngineTimeoutError
+            await stream.send(speech("charlie", 0.8, "delta", 0.8).pcm)
+            await stream.end()
+            assert texts([event async for event in events]) == ["charlie", "delta"]
+            assert models.users == 1, "the engine that was given up is held no more"
+        assert models.users == 0
+    first.gate.set()
+
+
+async def test_a_window_that_waited_behind_a_hung_call_is_decoded_by_the_next_engine() -> None:
+    first, second = HearingEngine(capabilities=scripted_capabilities(parallel_calls=1)), HearingEngine()
+    models = Models(first, [second])
+    scheduler = Scheduler(HASTY, on_lost=models.retire)
+    first.gate.clear()
+    async with (
+        StreamService(models, scheduler, VoiceDetectorPool(PerfectDetector)) as streams,
+        await streams.open(MANUAL, MODEL, caller=CALLER) as stream,
+        await streams.open(MANUAL, MODEL, caller=Caller("bob")) as other,
+    ):
+        for one in (stream, other):  # commits begin both decodes before the first can time out
+            await one.send(speech("alpha bravo").pcm)
+        await asyncio.gather(stream.commit(), other.commit())
+        await asyncio.gather(stream.end(), other.end())
+        outcomes = [await read(stream), await read(other)]
+        failures = [event for events in outcomes for event in events if isinstance(event, TranscriptFailed)]
+        assert [type(failure.error) for failure in failures] == [EngineTimeoutError]
+        assert [text for events in outcomes for text in texts(events)] == ["alpha bravo"]
+    first.gate.set()
+
+
+async def test_a_stream_whose_model_cannot_be_loaded_anew_says_so_and_tries_again() -> None:
+    first, second = HearingEngine(), HearingEngine()
+    models = Models(first, [second])
+    scheduler = Scheduler(HASTY, on_lost=models.retire)
+    first.gate.clear()
+    async with (
+        StreamService(models, scheduler, VoiceDetectorPool(PerfectDetector)) as streams,
+        await streams.open(QUIET, MODEL, caller=CALLER) as stream,
+    ):
+        events = aiter(stream)
+        await hung(stream, events, "alpha")
+        models.error = ModelLoadError("The model cannot be loaded.")
+        [failed] = await hung(stream, events, "bravo")
+        assert type(failed.error) is ModelLoadError
+        models.error = None
+        await stream.send(speech("charlie", 0.8).pcm)
+        await stream.end()
+        assert texts([event async for event in events]) == ["charlie"]
+    first.gate.set()
 
 
 async def test_a_final_waits_for_room_in_the_queue_and_a_partial_does_not() -> None:

@@ -42,6 +42,7 @@ from whisper_server.services.calibration_cache import CalibrationCache, platform
 from whisper_server.services.compute_choice import decide
 from whisper_server.services.engine_lane import SchedulerLimits
 from whisper_server.services.engine_measuring import Measure, measure_engine
+from whisper_server.services.idle_trimming import IdleTrimmer
 from whisper_server.services.model_catalog import ModelCatalog, ModelReference
 from whisper_server.services.model_download import ModelStore
 from whisper_server.services.model_manager import ModelManager
@@ -236,6 +237,8 @@ async def _start_services(stack: AsyncExitStack, plan: _Plan) -> Services:
     threads = max(2, compute.cpu_threads * compute.workers)
     admission = _admission(settings, work, lanes=compute.workers)
     timings = StreamTimings(work)
+    trimmer = IdleTrimmer()
+    stack.callback(trimmer.close)
     archive = None
     if plan.recordings is not None:
         # Ends after the streams, whose last words it writes.
@@ -256,10 +259,12 @@ async def _start_services(stack: AsyncExitStack, plan: _Plan) -> Services:
             max_parallel=threads,
             short_file_s=settings.scheduler.short_file_s,
         ),
-        streams=await stack.enter_async_context(_streams(settings, manager, timings, archive)),
+        streams=await stack.enter_async_context(_streams(settings, manager, timings, archive, trimmer)),
         stream_timings=timings,
         admission=admission,
-        requests=RequestRegistry(admission, deadline_s=settings.limits.request_deadline_s or None),
+        requests=RequestRegistry(
+            admission, deadline_s=settings.limits.request_deadline_s or None, on_leave=trimmer.note_use
+        ),
         archive=archive,
     )
     preload = [catalog.resolve(name) for name in settings.model.preload]
@@ -287,7 +292,11 @@ def _archive(settings: Settings, folder: ArchiveFolder) -> AudioArchive:
 
 
 def _streams(
-    settings: Settings, manager: ModelManager, scheduler: StreamTimings, archive: AudioArchive | None
+    settings: Settings,
+    manager: ModelManager,
+    scheduler: StreamTimings,
+    archive: AudioArchive | None,
+    trimmer: IdleTrimmer,
 ) -> StreamService:
     streaming = settings.streaming
     detectors = VoiceDetectorPool(
@@ -310,7 +319,7 @@ def _streams(
         max_queue_depth=streaming.max_queue_depth,
         max_estimated_wait_s=streaming.max_estimated_server_total_ms / 1000,
     )
-    return StreamService(manager, scheduler, detectors, limits, archive=archive)
+    return StreamService(manager, scheduler, detectors, limits, archive=archive, on_leave=trimmer.note_use)
 
 
 def _realtime_limits(settings: Settings) -> RealtimeLimits:

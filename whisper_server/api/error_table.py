@@ -136,6 +136,7 @@ WIRE_ERRORS: dict[type[errors.WhisperServerError], WireError] = {
     errors.EngineOutOfMemoryError: WireError(503, SERVER_ERROR, "engine_out_of_memory"),
     errors.EngineCrashedError: WireError(503, SERVER_ERROR, "engine_crashed"),
     errors.EngineTimeoutError: WireError(503, SERVER_ERROR, "engine_timeout", err="ERR2001"),
+    errors.EngineLostError: WireError(503, SERVER_ERROR, "engine_lost"),
 }
 """One row for each class of `core.errors`; a test walks the tree."""
 

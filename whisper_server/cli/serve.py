@@ -11,6 +11,7 @@ from types import FrameType
 from whisper_server.cli.settings_flags import add_settings_arguments, settings_from
 from whisper_server.config import LoadedSettings, ServerSettings
 from whisper_server.core.errors import ConfigurationError
+from whisper_server.core.heap import share_one_heap
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _serve(loaded: LoadedSettings) -> int | None:
     """Serve; the signal that ended it."""
+    share_one_heap()
     # Here, so that other commands start without the web framework.
     import uvicorn
 

@@ -70,7 +70,8 @@ class Holding:
     Attributes:
         caller: for whom.
         priority: of its windows.
-        audio_s: decoded audio in memory, seconds.
+        audio_s: decoded recordings in memory, seconds.
+        decoding_s: decoded so far of a recording that is not decoded whole, seconds.
         work_s: seconds of it that are for a model.
         done_s: seconds of these that are done.
     """
@@ -78,6 +79,7 @@ class Holding:
     caller: Caller
     priority: Priority = Priority.SHORT_FILE
     audio_s: float = 0.0
+    decoding_s: float = 0.0
     work_s: float = 0.0
     done_s: float = 0.0
 
@@ -85,6 +87,11 @@ class Holding:
     def turn(self) -> tuple[Priority, int]:
         """When it is served: smaller first."""
         return self.priority, self.caller.rank
+
+    @property
+    def held_s(self) -> float:
+        """Decoded audio in memory, seconds."""
+        return self.audio_s + self.decoding_s
 
     @property
     def remaining_s(self) -> float:

@@ -47,6 +47,7 @@
         ├── EngineOutOfMemoryError
         ├── EngineCrashedError        the process that ran the model died, twice
         └── EngineTimeoutError        a call to the model did not return
+            └── EngineLostError       another call did not, and this one never began
 
 `message` is written for the client: no paths, secrets or exception texts. The cause is chained and logged.
 `api/error_table.py` gives each class its statuses and codes.
@@ -286,3 +287,7 @@ class EngineCrashedError(EngineError):
 
 class EngineTimeoutError(EngineError):
     """A call to the model did not return in time."""
+
+
+class EngineLostError(EngineTimeoutError):
+    """The model was given up after another call on it had hung; acquired anew it is another."""

@@ -170,11 +170,13 @@ class Admission:
         self._check_room(newcomer, 0.0)
         self._check_wait(newcomer.holding)
 
-    def _check_holding(self, place: "Place", audio_s: float, work_s: float) -> None:
-        """Refuse by what is known once audio is decoded."""
+    def _check_holding(self, place: "Place", audio_s: float, work_s: float | None) -> None:
+        """Refuse by what is known while audio is decoded and, with how much of it is work, after that."""
         holding = place.holding
         self._check_length(place, holding.audio_s + audio_s)
         self._check_room(place, audio_s)
+        if work_s is None:
+            return
         is_short = holding.work_s + work_s <= self._short_file_s
         holding.priority = Priority.SHORT_FILE if is_short else Priority.LONG_FILE
         if work_s:
@@ -244,14 +246,14 @@ class Admission:
         self, places: list["Place"], audio_s: float, limit_s: float, newcomer: "Place"
     ) -> float:
         """How long it takes until enough of these have left for so much audio to fit."""
-        holders = [place for place in places if place.holding.audio_s and place is not newcomer]
+        holders = [place for place in places if place.holding.held_s and place is not newcomer]
         if self._compute.rtf is None or not all(place.holding.remaining_s for place in holders):
             return self._until_one_leaves_s(holders or places)
         times_s = self._finish_times_s()
         held_s = _audio_s(places)
         until_s = 0.0
         for place in sorted(holders, key=times_s.__getitem__):
-            held_s -= place.holding.audio_s
+            held_s -= place.holding.held_s
             until_s = times_s[place]
             if held_s + audio_s <= limit_s:
                 break
@@ -269,8 +271,8 @@ class Place:
         caller: for whom.
         compute: measures the work.
         clock: seconds, monotonic.
-        make_room: called with the place, the audio and the work before they are held; raises where they
-            cannot be.
+        make_room: called with the place, the audio and the work before they are held, the work being None
+            while the audio is decoded; raises where they cannot be.
     """
 
     def __init__(
@@ -278,7 +280,7 @@ class Place:
         caller: Caller,
         compute: ComputeMeter,
         clock: Callable[[], float],
-        make_room: Callable[["Place", float, float], None],
+        make_room: Callable[["Place", float, float | None], None],
     ) -> None:
         self._compute = compute
         self._clock = clock
@@ -293,8 +295,22 @@ class Place:
         """Whether a model is at it."""
         return self._is_at_work
 
+    def reserve(self, audio_s: float) -> None:
+        """Hold what there is of a recording that is still being decoded; `hold` follows when it is whole.
+
+        Args:
+            audio_s: decoded of it so far, seconds.
+
+        Raises:
+            AudioTooLongError: there will never be room for so much; nothing of it is held any more.
+            ServerBusyError: there is no room now; as above.
+        """
+        self.holding.decoding_s = 0.0
+        self._make_room(self, audio_s, None)
+        self.holding.decoding_s = audio_s
+
     def hold(self, audio_s: float, work_s: float | None = None) -> None:
-        """Hold a decoded recording, beside those that are held already.
+        """Hold a decoded recording, beside those that are held already, in place of what was reserved for it.
 
         Args:
             audio_s: its length, seconds.
@@ -305,6 +321,7 @@ class Place:
             ServerBusyError: there is no room now, or the work before it would take too long.
         """
         work_s = audio_s if work_s is None else work_s
+        self.holding.decoding_s = 0.0
         self._make_room(self, audio_s, work_s)
         self.holding.audio_s += audio_s
         self.holding.work_s += work_s
@@ -330,7 +347,7 @@ class Place:
 
 
 def _audio_s(places: Iterable[Place]) -> float:
-    return sum(place.holding.audio_s for place in places)
+    return sum(place.holding.held_s for place in places)
 
 
 def _is_full(places: Iterable[Place], audio_s: float, limit_s: float) -> bool:

@@ -6,7 +6,7 @@ may use only the containers and codecs listed here, and its errors become errors
 
 import itertools
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from whisper_server.core.errors import (
     InvalidAudioError,
     NoAudioStreamError,
     UnsupportedAudioFormatError,
+    WhisperServerError,
 )
 from whisper_server.core.types import SAMPLE_RATE, Pcm16
 
@@ -59,7 +60,19 @@ SAMPLE_RATES_HZ: Final = range(1_000, 768_001)
 """Above, the resampler's filter grows without bound; below, a few bytes become minutes."""
 
 
-def decode_pcm(source: BinaryIO, *, max_audio_s: float, stop: threading.Event) -> Pcm16:
+DECODING_PIECE_S: Final = 30
+"""Seconds of audio decoded, 1 MB, before somebody is asked whether there is room for more."""
+
+_DECODING_PIECE_BYTES: Final = DECODING_PIECE_S * SAMPLE_RATE * 2
+
+
+def decode_pcm(
+    source: BinaryIO,
+    *,
+    max_audio_s: float,
+    stop: threading.Event,
+    on_decoded: Callable[[float], None] | None = None,
+) -> Pcm16:
     """Decode the first audio stream to mono at `SAMPLE_RATE`; what kind of file it is, its content says.
 
     The samples equal those of `faster_whisper.decode_audio`, which converts the same way. Damaged parts
@@ -69,6 +82,8 @@ def decode_pcm(source: BinaryIO, *, max_audio_s: float, stop: threading.Event) -
         source: seekable; read from its start.
         max_audio_s: decoding ends with an error as soon as more seconds than this are decoded.
         stop: set from another thread, it makes this end soon, with a result or an error that means nothing.
+        on_decoded: called after each `DECODING_PIECE_S` of audio with the seconds that are decoded by then.
+            A `WhisperServerError` from it ends decoding.
 
     Returns:
         Shape (n,), dtype int16, writable; n > 0.
@@ -79,13 +94,14 @@ def decode_pcm(source: BinaryIO, *, max_audio_s: float, stop: threading.Event) -
         NoAudioStreamError: there are only pictures or subtitles.
         InvalidAudioError: nothing can be decoded.
         AudioTooLongError: there is more than `max_audio_s`.
+        WhisperServerError: from `on_decoded`.
         Exception: whatever `source` raises.
     """
     reader = _Reader(source, stop)
     head = reader.read(_HEAD_BYTES)
     reader.seek(0)
     try:
-        pcm = _decode(reader, head, max_audio_s)
+        pcm = _decode(reader, head, max_audio_s, on_decoded or _ignore)
     finally:
         # A failing source looks like a short file to FFmpeg; what it did with that does not matter.
         reader.check()
@@ -194,15 +210,26 @@ def _facts(reader: _Reader, head: bytes) -> StreamFacts:
         raise _damaged() from error
 
 
-def _decode(reader: _Reader, head: bytes, max_audio_s: float) -> bytearray:
+def _ignore(_: float) -> None:
+    """Nobody asks how far decoding has come."""
+
+
+def _decode(
+    reader: _Reader, head: bytes, max_audio_s: float, on_decoded: Callable[[float], None]
+) -> bytearray:
     container = _open(reader, head)
     pcm = bytearray()
+    told_bytes = 0
     try:
         with container:
             frames = _decoded(container, audio_stream(container), reader.stop)
             for frame in _resampled(_within(frames, max_audio_s)):
                 pcm += memoryview(frame.planes[0])[: frame.samples * 2]
-    except InvalidAudioError:
+                if len(pcm) - told_bytes >= _DECODING_PIECE_BYTES:
+                    told_bytes = len(pcm)
+                    on_decoded(told_bytes / 2 / SAMPLE_RATE)
+    except WhisperServerError:
+        pcm.clear()  # the error leads to this frame, and may live for a while
         raise
     except Exception as error:  # PyAV raises a dozen kinds over damaged files, all for the same reason
         raise _damaged() from error

@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import BinaryIO, Final
 
 import anyio
@@ -36,7 +37,12 @@ class AudioProcessor:
         self._slots = asyncio.Semaphore(max_parallel)
 
     async def decode(
-        self, source: BinaryIO, *, normalize: bool = False, trim_silence: bool = False
+        self,
+        source: BinaryIO,
+        *,
+        normalize: bool = False,
+        trim_silence: bool = False,
+        on_decoded: Callable[[float], None] | None = None,
     ) -> Recording:
         """Decode an upload of any supported kind to mono at `SAMPLE_RATE`.
 
@@ -49,15 +55,23 @@ class AudioProcessor:
             normalize: scale the samples so that the largest is full scale.
             trim_silence: leave out what is `SILENCE_TOP_DB` below the loudest moment at both ends. The
                 recording's times stay those of the original. A silent file is kept whole.
+            on_decoded: as of `decode_pcm`, but called on the event loop.
 
         Raises:
             InvalidAudioError: or one of its subclasses; see `decode_pcm`.
+            WhisperServerError: from `on_decoded`.
         """
         async with self._slots:
             stop = threading.Event()
-            work = asyncio.get_running_loop().run_in_executor(
-                None, _make_recording, source, self._max_audio_s, normalize, trim_silence, stop
+            loop = asyncio.get_running_loop()
+            decode = partial(
+                decode_pcm,
+                source,
+                max_audio_s=self._max_audio_s,
+                stop=stop,
+                on_decoded=None if on_decoded is None else partial(_call_on, loop, on_decoded),
             )
+            work = loop.run_in_executor(None, _make_recording, decode, normalize, trim_silence, stop)
             try:
                 await asyncio.wait([work])
             except asyncio.CancelledError:
@@ -73,10 +87,19 @@ class AudioProcessor:
                 del work
 
 
+def _call_on(loop: asyncio.AbstractEventLoop, call: Callable[[float], None], value: float) -> None:
+    """Call something on the event loop, from another thread, and wait until it is done."""
+
+    async def do() -> None:
+        call(value)
+
+    asyncio.run_coroutine_threadsafe(do(), loop).result()
+
+
 def _make_recording(
-    source: BinaryIO, max_audio_s: float, normalize: bool, trim_silence: bool, stop: threading.Event
+    decode: Callable[[], Pcm16], normalize: bool, trim_silence: bool, stop: threading.Event
 ) -> Recording:
-    pcm = decode_pcm(source, max_audio_s=max_audio_s, stop=stop)
+    pcm = decode()
     if normalize:
         _normalize(pcm)
     if not trim_silence or stop.is_set():

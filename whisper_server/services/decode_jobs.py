@@ -5,11 +5,11 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from whisper_server.core.engine import Engine
-from whisper_server.core.errors import EngineError, ServerBusyError, WhisperServerError
+from whisper_server.core.errors import EngineError, EngineLostError, ServerBusyError, WhisperServerError
 from whisper_server.core.scheduling import Caller, Priority
 from whisper_server.core.session_states import DecodeDone, DecodeFailed, SessionEvent, StartDecode
 from whisper_server.core.stream_events import DecodeTiming
+from whisper_server.services.engine_lease import EngineLease
 from whisper_server.services.scheduler import TimedDecode
 from whisper_server.services.stream_limits import StreamTools
 
@@ -40,8 +40,8 @@ class DecodeJobs:
 
     Args:
         tools: scheduler, limits and clock.
-        engine: for finals.
-        partial_engine: for partials.
+        lease: has the engine for finals.
+        partial_lease: the same for partials.
         caller: whom the decodes are for.
         tell: takes the results.
         name: of the session, for the log.
@@ -50,16 +50,16 @@ class DecodeJobs:
     def __init__(
         self,
         tools: StreamTools,
-        engine: Engine,
-        partial_engine: Engine,
+        lease: EngineLease,
+        partial_lease: EngineLease,
         *,
         caller: Caller,
         tell: Callable[[SessionEvent], object],
         name: str,
     ) -> None:
         self._tools = tools
-        self._engine = engine
-        self._partial_engine = partial_engine
+        self._lease = lease
+        self._partial_lease = partial_lease
         self._caller = caller
         self._tell = tell
         self._name = name
@@ -111,16 +111,27 @@ class DecodeJobs:
         return DecodeDone(effect.job, timed.decoded, timing)
 
     async def _decode_when_possible(self, effect: StartDecode) -> TimedDecode:
-        """Decode; a final waits for room in the queue, a partial does not."""
-        engine = self._engine if effect.is_final else self._partial_engine
+        """Decode; a final waits for room in the queue, a partial does not.
+
+        An engine that was given up before the window was its turn gives way to a new one, once.
+        """
+        lease = self._lease if effect.is_final else self._partial_lease
+        is_renewed = False
         priority = Priority.LIVE_FINAL if effect.is_final else Priority.LIVE_PARTIAL
         give_up_s = self._tools.clock() + self._tools.limits.decode_queue_timeout_s
         pause_s = _FIRST_RETRY_S
         while True:
+            engine = lease.engine
             try:
                 return await self._tools.scheduler.decode_timed(
                     engine, effect.window, priority=priority, caller=self._caller
                 )
+            except EngineLostError:
+                if is_renewed:
+                    raise
+                await lease.renew(engine)
+                is_renewed = True
+                continue
             except ServerBusyError:
                 if not effect.is_final or self._tools.clock() >= give_up_s:
                     raise

@@ -14,6 +14,7 @@ from whisper_server.core.engine import Engine
 from whisper_server.core.errors import (
     EngineCrashedError,
     EngineError,
+    EngineLostError,
     EngineOutOfMemoryError,
     EngineTimeoutError,
     ServerBusyError,
@@ -210,10 +211,10 @@ class EngineLane:
 
         Raises:
             ServerBusyError: too many wait.
-            EngineTimeoutError: the engine has hung; the model must be acquired anew.
+            EngineLostError: the engine has hung; the model must be acquired anew.
         """
         if self._is_lost:
-            raise _hung()
+            raise _lost()
         if len(self._queue) + len(jobs) > self._limits.max_waiting:
             self._counters.windows_refused += len(jobs)
             raise ServerBusyError(
@@ -307,7 +308,7 @@ class EngineLane:
         if not jobs or engine is None:
             return
         if self._is_lost:
-            self._fail(jobs, _hung())
+            self._fail(jobs, _lost())
             return
         started_s = self._clock()
         for job in jobs:
@@ -375,7 +376,7 @@ class EngineLane:
         for ticket in waiting:
             self._queue.discard(ticket)
             del self._tickets[ticket.item]
-        self._fail([ticket.item for ticket in waiting], _hung())
+        self._fail([ticket.item for ticket in waiting], _lost())
         if self._on_lost is not None:
             self._on_lost(engine)
 
@@ -463,3 +464,7 @@ def _compute_share(window: Window) -> float:
 
 def _hung() -> EngineTimeoutError:
     return EngineTimeoutError("The model did not answer in time. Try again.")
+
+
+def _lost() -> EngineLostError:
+    return EngineLostError("The model has stopped answering and is being loaded anew. Try again.")

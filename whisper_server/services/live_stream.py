@@ -10,7 +10,6 @@ from typing import Self, TypeAlias
 
 import numpy as np
 
-from whisper_server.core.engine import Engine
 from whisper_server.core.errors import (
     ChunkTooLongError,
     EngineTimeoutError,
@@ -48,6 +47,7 @@ from whisper_server.core.stream_events import (
 from whisper_server.core.types import SAMPLE_RATE, Pcm16, Samples
 from whisper_server.core.voice_activity import BLOCK_SAMPLES
 from whisper_server.services.decode_jobs import DecodeJobs, DecodeTotals
+from whisper_server.services.engine_lease import EngineLease
 from whisper_server.services.recorder import NO_RECORDER, Recorder
 from whisper_server.services.session_registry import SessionEntry
 from whisper_server.services.stream_limits import StreamTools, check_options
@@ -92,8 +92,8 @@ class LiveStream:
         resources: AsyncExitStack,
         *,
         detector: ReusableVoiceDetector,
-        engine: Engine,
-        partial_engine: Engine,
+        lease: EngineLease,
+        partial_lease: EngineLease,
         caller: Caller,
         recorder: Recorder = NO_RECORDER,
     ) -> None:
@@ -103,9 +103,9 @@ class LiveStream:
         self._tools = tools
         self._resources = resources
         self._detector = detector
-        self._engines = (engine, partial_engine)
-        self._jobs = DecodeJobs(tools, *self._engines, caller=caller, tell=self._take_result, name=entry.id)
-        self._workers = max(1, partial_engine.capabilities.parallel_calls - 1)
+        self._leases = (lease, partial_lease)
+        self._jobs = DecodeJobs(tools, *self._leases, caller=caller, tell=self._take_result, name=entry.id)
+        self._workers = max(1, partial_lease.engine.capabilities.parallel_calls - 1)
         self._inbox = Inbox()
         self._outgoing = Outgoing(tools.limits.max_unread_events)
         self._sent_bytes = 0
@@ -197,8 +197,8 @@ class LiveStream:
             UnsupportedByEngineError: the model cannot do it; the old options stay.
             SessionEndedError: the session takes no more.
         """
-        for engine in self._engines:
-            check_options(engine, options)
+        for lease in self._leases:
+            check_options(lease.engine, options)
         await self._ask(OptionsChanged(options))
         self._set_timer()
 

@@ -120,11 +120,19 @@ class RequestRegistry:
     Args:
         admission: decides who may come in.
         deadline_s: how long a request may take; None for as long as it likes.
+        on_leave: told when a request has left.
     """
 
-    def __init__(self, admission: Admission, *, deadline_s: float | None = None) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        *,
+        deadline_s: float | None = None,
+        on_leave: Callable[[], None] | None = None,
+    ) -> None:
         self._admission = admission
         self._deadline_s = deadline_s
+        self._on_leave = on_leave
         self._running: list[RunningRequest] = []
         self._is_empty = asyncio.Event()
         self._is_empty.set()
@@ -166,6 +174,8 @@ class RequestRegistry:
                 self._running.remove(request)
                 if not self._running:
                     self._is_empty.set()
+                if self._on_leave is not None:
+                    self._on_leave()
 
     def cancel(self, id: str, is_own: Callable[[RunningRequest], bool]) -> bool:
         """Call off every request of this id that the asker may call off; False where there is none."""

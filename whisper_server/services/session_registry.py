@@ -44,6 +44,7 @@ class SessionRegistry:
         max_sessions: at once.
         max_held_bytes: audio of all of them together.
         clock: seconds, monotonic.
+        on_leave: told when a session has left.
     """
 
     def __init__(
@@ -52,10 +53,12 @@ class SessionRegistry:
         max_sessions: int,
         max_held_bytes: int,
         clock: Callable[[], float] = time.monotonic,
+        on_leave: Callable[[], None] | None = None,
     ) -> None:
         self.max_sessions = max_sessions
         self._max_held_bytes = max_held_bytes
         self._clock = clock
+        self._on_leave = on_leave
         self._entries: dict[str, SessionEntry] = {}
         self._held_bytes = 0
         self._speaking = 0
@@ -116,6 +119,8 @@ class SessionRegistry:
         """Forget a session."""
         self.note(entry, is_speaking=False, held_bytes=0)
         self._entries.pop(entry.id, None)
+        if self._on_leave is not None:
+            self._on_leave()
 
     def note(self, entry: SessionEntry, *, is_speaking: bool, held_bytes: int) -> None:
         """Keep up with a session."""

@@ -12,15 +12,15 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from types import MappingProxyType, TracebackType
 from typing import Protocol, Self
 
-from whisper_server.core.engine import Engine
 from whisper_server.core.errors import QueueCongestedError, QueueFullError, ServerDrainingError
 from whisper_server.core.scheduling import Caller, Priority
 from whisper_server.core.session import Session
 from whisper_server.core.stream_events import StreamOptions
+from whisper_server.services.engine_lease import EngineLease, Models
 from whisper_server.services.live_stream import AudioInput, LiveStream
 from whisper_server.services.model_catalog import ModelReference
 from whisper_server.services.recorder import Archive, NoArchive, RecordedSession
@@ -34,13 +34,6 @@ logger = logging.getLogger(__name__)
 
 _RETRY_AFTER_S = 2.0
 _LISTENING_THREADS = 2
-
-
-class Models(Protocol):
-    """What the service needs of the model manager."""
-
-    def acquire(self, reference: ModelReference) -> AbstractAsyncContextManager[Engine]:
-        """The model's engine, loaded first where necessary; see `ModelManager`."""
 
 
 class StreamScheduler(Decodes, Protocol):
@@ -59,6 +52,7 @@ class StreamService:
         detectors: for the streams; warmed up on entering.
         limits: what streams may use.
         clock: seconds, monotonic.
+        on_leave: told when a stream has left.
         archive: records the streams; None records nothing.
     """
 
@@ -70,6 +64,7 @@ class StreamService:
         limits: StreamLimits | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
+        on_leave: Callable[[], None] | None = None,
         archive: Archive | None = None,
     ) -> None:
         self._models = models
@@ -85,6 +80,7 @@ class StreamService:
             max_sessions=self._limits.max_sessions,
             max_held_bytes=self._limits.max_total_buffer_bytes,
             clock=clock,
+            on_leave=on_leave,
         )
         """The sessions there are, for health, metrics and administration."""
 
@@ -155,12 +151,13 @@ class StreamService:
         try:
             detector = await self._detectors.acquire()
             resources.callback(self._detectors.release, detector)
-            engine = await resources.enter_async_context(self._models.acquire(model))
-            partial_engine = engine
+            lease = await resources.enter_async_context(EngineLease(self._models, model))
+            partial_lease = lease
             if partial_model is not None:
-                partial_engine = await resources.enter_async_context(self._models.acquire(partial_model))
-            for used in (engine, partial_engine):
-                check_options(used, options)
+                partial_lease = await resources.enter_async_context(EngineLease(self._models, partial_model))
+            leases = (lease, partial_lease)
+            for used in leases:
+                check_options(used.engine, options)
         except BaseException:
             self.registry.refused += 1
             self.registry.leave(entry)
@@ -170,7 +167,7 @@ class StreamService:
             options,
             new_utterance_id=lambda: f"{utterance_prefix}{uuid.uuid4().hex[:20]}",
             now_s=self._clock(),
-            times_words=engine.capabilities.word_timestamps and partial_engine.capabilities.word_timestamps,
+            times_words=all(used.engine.capabilities.word_timestamps for used in leases),
         )
         tools = StreamTools(self._limits, self._scheduler, self.registry, self._listeners, self._clock)
         resources.callback(self._streams.pop, entry.id, None)
@@ -180,8 +177,8 @@ class StreamService:
             tools,
             resources,
             detector=detector,
-            engine=engine,
-            partial_engine=partial_engine,
+            lease=lease,
+            partial_lease=partial_lease,
             caller=caller,
             recorder=self._archive.begin(
                 RecordedSession(entry.id, entry.client, model.id, options.language, attributes)

@@ -56,10 +56,13 @@ async def decode_file(
 
     Raises:
         InvalidAudioError: as `AudioProcessor.decode`.
-        ServerBusyError: as `Place.hold`.
+        ServerBusyError: as `Place.reserve` and `Place.hold`.
     """
     recording = await services.audio_processor.decode(
-        file, normalize=parsed.normalize, trim_silence=parsed.trim_silence
+        file,
+        normalize=parsed.normalize,
+        trim_silence=parsed.trim_silence,
+        on_decoded=running.place.reserve,
     )
     duration_s = recording.original_duration_s
     running.place.hold(duration_s, min(duration_s, max_work_s))

@@ -51,7 +51,7 @@ async def audio_info(request: Request, services: ServicesDep) -> AudioInfo:
         file = body.form.required_file()
 
         async def describe() -> AudioInfo:
-            recording = await services.audio_processor.decode(file)
+            recording = await services.audio_processor.decode(file, on_decoded=running.place.reserve)
             running.place.hold(recording.original_duration_s, work_s=0.0)
             return await to_thread.run_sync(_describe, file, recording)
 

@@ -5,17 +5,16 @@ encode's time goes into page faults. A heap that keeps what was freed halves the
 call has come for a while, it goes back to the system.
 """
 
-import contextlib
-import ctypes
 import threading
 from typing import Final
 
-from whisper_server.core.heap import trim_heap
-
-_M_TRIM_THRESHOLD: Final = -1
-_M_MMAP_MAX: Final = -4
-_M_ARENA_MAX: Final = -8
-"""See mallopt(3) of glibc; elsewhere there is no such call, and nothing changes."""
+from whisper_server.core.heap import (
+    M_ARENA_MAX,
+    M_MMAP_MAX,
+    M_TRIM_THRESHOLD,
+    set_malloc_options,
+    trim_heap,
+)
 
 _NEVER: Final = 2**31 - 1
 
@@ -24,11 +23,7 @@ _IDLE_S: Final = 5.0
 
 def keep_freed_memory() -> None:
     """Have the C library keep freed memory, in one heap: before a thread has made another."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
-        libc.mallopt(_M_ARENA_MAX, 1)
+    set_malloc_options({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: _NEVER, M_ARENA_MAX: 1})
 
 
 class IdleTrimmer:
