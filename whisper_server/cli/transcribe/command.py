@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import anyio
 
+from whisper_server.cli.interrupts import INTERRUPTED, interrupts, stopping
 from whisper_server.cli.settings_flags import settings_from
 from whisper_server.cli.transcribe.delivery import Delivery, FileDelivery, StdoutDelivery
 from whisper_server.cli.transcribe.flags import plan_options, wish_from
@@ -19,7 +20,7 @@ from whisper_server.cli.transcribe.logs import logging_to
 from whisper_server.cli.transcribe.planning import OutputFormat, Plan, make_plan
 from whisper_server.cli.transcribe.progress import Reporter, make_reporter
 from whisper_server.cli.transcribe.requesting import Backend, Wish
-from whisper_server.cli.transcribe.runner import INTERRUPTED, JobRunner, Outcome, interrupts, stopping
+from whisper_server.cli.transcribe.runner import JobRunner, Outcome
 from whisper_server.config import LoadedSettings
 from whisper_server.core.errors import ConfigurationError
 
@@ -80,7 +81,7 @@ async def _work(
 ) -> bool:
     """Do the jobs; whether the user has stopped them."""
     delivery: Delivery = StdoutDelivery(reporter.aside) if plan.to_stdout else FileDelivery()
-    with anyio.CancelScope() as scope, stopping(scope, reporter):
+    with anyio.CancelScope() as scope, stopping(scope.cancel, warn=reporter.warn, close=reporter.close):
         async with AsyncExitStack() as stack:
             with reporter.busy("getting ready"):
                 ready = await stack.enter_async_context(backend)
