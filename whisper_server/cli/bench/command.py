@@ -1,0 +1,175 @@
+"""The command `whisper-server bench`."""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+
+from whisper_server.cli.bench.drivers.driver import Address, Driver, Pace, Wishes
+from whisper_server.cli.bench.flags import address_from, plan_from, wishes_from
+from whisper_server.cli.bench.load import Listeners, LoadPlan, LoadTest
+from whisper_server.cli.bench.session import SessionRecord, Status
+from whisper_server.cli.bench.session_log import LogFormat, RowWriter, Sink
+from whisper_server.cli.bench.speech import Speech, load_speech, same_words
+from whisper_server.cli.bench.totals import Totals
+from whisper_server.cli.interrupts import INTERRUPTED, interrupts, stopping
+from whisper_server.core.errors import ConfigurationError
+
+_FAILED = 1
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Test a running server.
+
+    Returns:
+        The exit code: 0 when all went well, 1 when sessions failed or texts were wrong, 130 after Ctrl-C or
+        SIGTERM.
+
+    Raises:
+        ConfigurationError: a flag is wrong, or the server cannot be reached.
+    """
+    try:
+        with interrupts():
+            return asyncio.run(_run(arguments))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+async def _run(arguments: argparse.Namespace) -> int:
+    if arguments.json and arguments.log_sessions:
+        raise ConfigurationError("--json and --log-sessions both print: use --session-log-path for the rows.")
+    address, plan, wishes = address_from(arguments), plan_from(arguments), wishes_from(arguments)
+    speech = load_speech(arguments.audio, arguments.expect)
+    is_right = _check_of(arguments, speech)
+    driver = _driver(arguments, address, speech, wishes)
+    with ExitStack() as stack:
+        sinks = _sinks(arguments, stack)
+        await driver.check()
+        return await _measure(arguments, driver, plan, speech, is_right, sinks)
+
+
+async def _measure(
+    arguments: argparse.Namespace,
+    driver: Driver,
+    plan: LoadPlan,
+    speech: Speech,
+    is_right: Callable[[str], bool],
+    sinks: list[Sink],
+) -> int:
+    from whisper_server.cli.bench.report import Run, json_report, print_report
+
+    totals, warmup = Totals(), Totals()
+
+    def on_record(record: SessionRecord) -> None:
+        totals.add(record)
+        for sink in sinks:
+            sink.add(record)
+
+    load = LoadTest(
+        driver, plan, Listeners(on_record, warmup.add), audio_s=speech.duration_s, is_right=is_right
+    )
+    started_at = _now()
+    for sink in sinks:
+        sink.begin(started_at)
+    is_stopped = False
+
+    def stop() -> None:
+        nonlocal is_stopped
+        is_stopped = True
+        load.stop()
+
+    with stopping(stop, warn=_warn, close=lambda: None):
+        await load.run()
+    ended_at = _now()
+    for sink in sinks:
+        sink.end(ended_at)
+    if not warmup.is_clean:
+        _warn(f"In the warm-up {_problems(warmup)}.")
+    done = Run(
+        door=driver.door,
+        target=arguments.server,
+        audio=speech.name,
+        audio_s=speech.duration_s,
+        is_realtime=arguments.realtime,
+        is_text_checked=arguments.check_text or arguments.expect is not None,
+        plan=plan,
+        started_at=started_at,
+        ended_at=ended_at,
+        elapsed_s=load.elapsed_s,
+        interrupted=load.interrupted,
+        totals=totals,
+    )
+    if arguments.json:
+        print(json.dumps(json_report(done), ensure_ascii=False))
+    else:
+        print_report(done, sys.stderr if arguments.log_sessions else sys.stdout)
+    if is_stopped:
+        return INTERRUPTED
+    return 0 if totals.is_clean else _FAILED
+
+
+def _driver(arguments: argparse.Namespace, address: Address, speech: Speech, wishes: Wishes) -> Driver:
+    pace = Pace(arguments.chunk_ms / 1000 if arguments.realtime else None, speech.duration_s)
+    # Imported here, so that nobody waits for the protocol of another door.
+    match arguments.door:
+        case "grpc":
+            from whisper_server.cli.bench.drivers.grpc import GrpcDriver
+
+            return GrpcDriver(address, speech, wishes, chunk_ms=arguments.chunk_ms, pace=pace)
+        case "ws":
+            from whisper_server.cli.bench.drivers.websocket import SttDriver
+
+            return SttDriver(address, speech, wishes, chunk_ms=arguments.chunk_ms, pace=pace)
+        case _:
+            from whisper_server.cli.bench.drivers.realtime import RealtimeDriver
+
+            return RealtimeDriver(address, speech, wishes, chunk_ms=arguments.chunk_ms, pace=pace)
+
+
+def _check_of(arguments: argparse.Namespace, speech: Speech) -> Callable[[str], bool]:
+    """What tells whether a text is right.
+
+    Raises:
+        ConfigurationError: nobody knows what is said.
+    """
+    if not arguments.check_text and arguments.expect is None:
+        return lambda _: True
+    said = speech.text
+    if said is None:
+        raise ConfigurationError(f"What is said in {speech.name} is not known: add --expect TEXT.")
+    return lambda text: same_words(text, said)
+
+
+def _sinks(arguments: argparse.Namespace, stack: ExitStack) -> list[Sink]:
+    """Where the rows go.
+
+    Raises:
+        ConfigurationError: the file cannot be written.
+    """
+    writer = RowWriter(LogFormat(arguments.session_log_format), f"Load test of {arguments.server}")
+    sinks = [Sink(writer, sys.stdout, arguments.max_session_logs)] if arguments.log_sessions else []
+    if (path := arguments.session_log_path) is not None:
+        try:
+            file = stack.enter_context(path.open("w", encoding="utf-8", newline=""))
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise ConfigurationError(f"--session-log-path '{path}' cannot be written: {reason}.") from error
+        sinks.append(Sink(writer, file, None))
+    return sinks
+
+
+def _problems(totals: Totals) -> str:
+    codes = ", ".join(f"{count} × {code}" for code, count in totals.errors.most_common())
+    bad = totals.sessions - totals.statuses[Status.OK]
+    return f"{bad} of {totals.sessions} sessions did not go well" + (f": {codes}" if codes else "")
+
+
+def _warn(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
