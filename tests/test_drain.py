@@ -160,7 +160,7 @@ class Serving:
 
 
 @contextmanager
-def serving(grace_s: float) -> Iterator[Serving]:
+def serving(grace_s: float, *, ignores_ctrl_c: bool = False) -> Iterator[Serving]:
     flags = ("--port", "0", "--model", "demo", "--server-shutdown-grace-s", str(grace_s))
     with subprocess.Popen(
         [sys.executable, "-m", "whisper_server", "serve", *flags],
@@ -168,6 +168,7 @@ def serving(grace_s: float) -> Iterator[Serving]:
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_ignore_ctrl_c if ignores_ctrl_c else None,
     ) as process:
         try:
             assert process.stderr is not None
@@ -179,6 +180,11 @@ def serving(grace_s: float) -> Iterator[Serving]:
                 yield Serving(process, upload, url)
         finally:
             process.kill()
+
+
+def _ignore_ctrl_c() -> None:
+    """What a shell does for a program that it starts in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def test_sigterm_lets_requests_finish() -> None:
@@ -194,8 +200,9 @@ def test_sigterm_lets_requests_finish() -> None:
     assert "Cut off" not in log
 
 
-def test_ctrl_c_cuts_off_what_takes_longer_than_the_grace_period() -> None:
-    with serving(grace_s=0.1) as server:
+@pytest.mark.parametrize("is_ignored", [False, True], ids=["foreground", "background"])
+def test_ctrl_c_cuts_off_what_takes_longer_than_the_grace_period(is_ignored: bool) -> None:
+    with serving(grace_s=0.1, ignores_ctrl_c=is_ignored) as server:
         server.process.send_signal(signal.SIGINT)
         assert read_until(server.upload, b"server_draining").startswith(b"HTTP/1.1 503 ")
         server.upload.close()

@@ -6,12 +6,14 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 from whisper_server.api import errors as wire
+from whisper_server.api.error_table import ERR_CODES, WIRE_ERRORS, err_code
 from whisper_server.api.request_id import RequestIdMiddleware, request_id
 from whisper_server.api.unread_body import UnreadBodyMiddleware
 from whisper_server.core import errors as core
@@ -58,8 +60,8 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
 def test_every_fault_has_a_row_of_its_own() -> None:
     faults = set(tree(core.WhisperServerError))
     assert len(faults) > 15
-    assert set(wire.WIRE_ERRORS) == faults
-    codes = [row.code for row in wire.WIRE_ERRORS.values()]
+    assert set(WIRE_ERRORS) == faults
+    codes = [row.code for row in WIRE_ERRORS.values()]
     assert len(set(codes)) == len(codes)
 
 
@@ -68,7 +70,7 @@ async def test_a_fault_is_answered_as_its_row_says(
     client: httpx.AsyncClient, kind: type[core.WhisperServerError]
 ) -> None:
     response = await client.post(f"/raise/{kind.__name__}")
-    row = wire.WIRE_ERRORS[kind]
+    row = WIRE_ERRORS[kind]
     assert response.status_code == row.status
     assert response.json() == {
         "error": {"message": "Say it.", "type": row.type, "param": None, "code": row.code}
@@ -80,11 +82,35 @@ async def test_a_fault_is_answered_as_its_row_says(
 
 
 def test_what_the_client_must_change_is_4xx_and_what_it_cannot_is_5xx() -> None:
-    for kind, row in wire.WIRE_ERRORS.items():
+    for kind, row in WIRE_ERRORS.items():
         if issubclass(kind, core.InvalidRequestError):
             assert row.status == 400
         if issubclass(kind, core.ModelUnavailableError):
             assert row.status == 503
+
+
+def test_every_fault_has_a_code_of_grpc_and_every_code_a_meaning() -> None:
+    codes = {err_code(make(kind)) for kind in WIRE_ERRORS}
+    # Which call failed, and which field is wrong, tells these apart.
+    assert codes | {"ERR1001", "ERR1003", "ERR3001"} == set(ERR_CODES)
+    assert all(hasattr(grpc.StatusCode, row.status) for row in ERR_CODES.values())
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (core.InvalidRequestError("No.", param="session_id"), "ERR1001"),
+        (core.InvalidRequestError("No.", param="vad_threshold"), "ERR1003"),
+        (core.InvalidRequestError("No.", param="beam_size"), "ERR1010"),
+        (core.SessionExistsError("No.", param="session_id"), "ERR1002"),
+        (core.NoAudioStreamError("No."), "ERR1013"),
+        (core.EngineCrashedError("No."), "ERR2002"),
+    ],
+)
+def test_faults_share_the_codes_of_grpc_with_those_above_them(
+    error: core.WhisperServerError, code: str
+) -> None:
+    assert err_code(error) == code
 
 
 def test_a_code_of_the_faults_own_wins() -> None:

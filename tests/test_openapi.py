@@ -27,7 +27,7 @@ from whisper_server.api.documentation.fields import (
     OWN_FIELDS,
     RequestField,
 )
-from whisper_server.api.errors import WIRE_ERRORS
+from whisper_server.api.error_table import WIRE_ERRORS
 from whisper_server.api.openai.chat_request import parse_chat_request
 from whisper_server.api.openai.events import TextDelta, TextDone
 from whisper_server.api.openai.fields import Fields

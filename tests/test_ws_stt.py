@@ -19,6 +19,7 @@ from websockets.sync.client import ClientConnection, connect
 from tests.live_speech import HearingEngine, Speech, speech
 from tests.stream_server import stream_server
 from tests.wire import request
+from whisper_server.api.error_table import stt_code
 from whisper_server.api.streams import websocket
 from whisper_server.api.streams.messages import (
     Cancel,
@@ -26,7 +27,6 @@ from whisper_server.api.streams.messages import (
     Flush,
     MessageError,
     StartSession,
-    error_code,
     parse_message,
     timing,
 )
@@ -586,7 +586,7 @@ def test_every_fault_has_a_code_of_the_protocol() -> None:
     kinds: list[type[WhisperServerError]] = [WhisperServerError]
     for kind in kinds:
         kinds += kind.__subclasses__()
-    codes = {kind: error_code(kind.__new__(kind)) for kind in kinds}
+    codes = {kind: stt_code(kind.__new__(kind)) for kind in kinds}
     assert set(codes.values()) == known
     assert codes[errors.QueueCongestedError] == codes[errors.AudioMemoryFullError] == "QUEUE_CONGESTION"
     assert codes[errors.VoiceDetectorsExhaustedError] == "MAX_SESSIONS_REACHED"

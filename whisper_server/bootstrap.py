@@ -276,6 +276,7 @@ def _streams(settings: Settings, manager: ModelManager, scheduler: StreamTimings
         memory_timeout_s=streaming.memory_timeout_s,
         max_pending_finals=streaming.max_pending_decodes_per_stream,
         decode_queue_timeout_s=streaming.decode_queue_timeout_s,
+        decode_timeout_s=streaming.decode_timeout_s,
         max_unread_events=streaming.max_unread_events,
         max_queue_depth=streaming.max_queue_depth,
         max_estimated_wait_s=streaming.max_estimated_server_total_ms / 1000,

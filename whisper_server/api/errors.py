@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -15,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from whisper_server.api.error_table import INVALID_REQUEST, SERVER_ERROR, WIRE_ERRORS
 from whisper_server.api.request_id import request_id
 from whisper_server.api.unread_body import UnreadBodyMiddleware
 from whisper_server.core import errors
@@ -23,71 +23,6 @@ logger = logging.getLogger(__name__)
 
 _CLIENT_CLOSED_REQUEST = 499
 
-
-@dataclass(frozen=True, slots=True)
-class WireError:
-    """How one class of fault looks over HTTP.
-
-    Attributes:
-        status: HTTP status.
-        type: OpenAI's `type`.
-        code: OpenAI's `code`, where the fault itself brings none.
-        should_retry: the `x-should-retry` header, which overrides what clients do by status; None leaves it.
-    """
-
-    status: int
-    type: str
-    code: str | None
-    should_retry: bool | None = None
-
-
-INVALID_REQUEST = "invalid_request_error"
-SERVER_ERROR = "server_error"
-
-WIRE_ERRORS: dict[type[errors.WhisperServerError], WireError] = {
-    errors.WhisperServerError: WireError(500, SERVER_ERROR, "internal_error", should_retry=False),
-    errors.ConfigurationError: WireError(500, SERVER_ERROR, "configuration_error", should_retry=False),
-    errors.InvalidRequestError: WireError(400, INVALID_REQUEST, None),
-    errors.UnsupportedByEngineError: WireError(400, INVALID_REQUEST, "unsupported_value"),
-    errors.InvalidAudioError: WireError(400, INVALID_REQUEST, "invalid_audio"),
-    errors.EmptyAudioError: WireError(400, INVALID_REQUEST, "empty_audio"),
-    errors.UnsupportedAudioFormatError: WireError(400, INVALID_REQUEST, "unsupported_format"),
-    errors.NoAudioStreamError: WireError(400, INVALID_REQUEST, "no_audio_stream"),
-    errors.AudioTooLongError: WireError(400, INVALID_REQUEST, "audio_too_long"),
-    errors.SessionExistsError: WireError(400, INVALID_REQUEST, "session_exists"),
-    errors.SessionEndedError: WireError(400, INVALID_REQUEST, "session_ended"),
-    errors.EmptyCommitError: WireError(400, INVALID_REQUEST, "input_audio_buffer_commit_empty"),
-    errors.ChunkTooLongError: WireError(400, INVALID_REQUEST, "chunk_too_long"),
-    errors.MissingApiKeyError: WireError(401, INVALID_REQUEST, "missing_api_key"),
-    errors.InvalidApiKeyError: WireError(401, INVALID_REQUEST, "invalid_api_key"),
-    errors.HostNotAllowedError: WireError(400, INVALID_REQUEST, "invalid_host"),
-    errors.OriginNotAllowedError: WireError(403, INVALID_REQUEST, "origin_not_allowed"),
-    errors.UploadStalledError: WireError(408, INVALID_REQUEST, "upload_stalled"),
-    errors.UploadTooLargeError: WireError(413, INVALID_REQUEST, "file_too_large"),
-    errors.ModelNotFoundError: WireError(404, INVALID_REQUEST, "model_not_found"),
-    errors.ModelUnavailableError: WireError(503, SERVER_ERROR, "model_unavailable"),
-    errors.ModelAccessDeniedError: WireError(503, SERVER_ERROR, "model_access_denied", should_retry=False),
-    errors.ModelDownloadError: WireError(503, SERVER_ERROR, "model_download_failed"),
-    errors.ModelLoadError: WireError(503, SERVER_ERROR, "model_load_failed", should_retry=False),
-    errors.ServerBusyError: WireError(429, "rate_limit_error", "server_busy", should_retry=True),
-    errors.ServerDrainingError: WireError(503, SERVER_ERROR, "server_draining", should_retry=True),
-    errors.TooManySessionsError: WireError(429, "rate_limit_error", "too_many_sessions", should_retry=True),
-    errors.VoiceDetectorsExhaustedError: WireError(
-        429, "rate_limit_error", "voice_detectors_exhausted", should_retry=True
-    ),
-    errors.QueueFullError: WireError(429, "rate_limit_error", "queue_full", should_retry=True),
-    errors.QueueCongestedError: WireError(429, "rate_limit_error", "queue_congested", should_retry=True),
-    errors.AudioMemoryFullError: WireError(429, "rate_limit_error", "audio_memory_full", should_retry=True),
-    errors.RequestCancelledError: WireError(409, INVALID_REQUEST, "request_cancelled", should_retry=False),
-    errors.DeadlineExceededError: WireError(504, SERVER_ERROR, "deadline_exceeded", should_retry=False),
-    errors.SessionTimeoutError: WireError(408, INVALID_REQUEST, "session_timeout", should_retry=False),
-    errors.SlowReaderError: WireError(408, INVALID_REQUEST, "reader_too_slow", should_retry=False),
-    errors.EngineError: WireError(500, SERVER_ERROR, "inference_failed"),
-    errors.EngineOutOfMemoryError: WireError(503, SERVER_ERROR, "engine_out_of_memory"),
-    errors.EngineCrashedError: WireError(503, SERVER_ERROR, "engine_crashed"),
-    errors.EngineTimeoutError: WireError(503, SERVER_ERROR, "engine_timeout"),
-}
-"""One row for each class of `core.errors`; a test walks the tree."""
 
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 

@@ -45,6 +45,8 @@ class DrainingServer(uvicorn.Server):
         self._grace_s = grace_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._asked_at_s = 0.0
+        self.stopped_by: int | None = None
+        """The first signal that told it to stop."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal: the first drains, the second stops at once."""
@@ -52,6 +54,7 @@ class DrainingServer(uvicorn.Server):
             # A signal handler may not log: it may have come in the middle of a log line.
             self._loop.call_soon_threadsafe(self._stop_at_once, sig)
         self._asked_at_s = self._asked_at_s or time.monotonic()
+        self.stopped_by = self.stopped_by or sig
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

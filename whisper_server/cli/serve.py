@@ -36,13 +36,15 @@ def run(arguments: argparse.Namespace) -> int:
         ConfigurationError: a setting is wrong, cannot work on this machine, or names a taken port.
     """
     try:
-        _serve(settings_from(arguments))
-    except KeyboardInterrupt:  # Ctrl-C: the server has stopped in order
+        stopped_by = _serve(settings_from(arguments))
+    except KeyboardInterrupt:  # before the server was there, or by uvicorn once it has stopped in order
         return _INTERRUPTED
-    return 0
+    # A shell that starts programs in the background lets them ignore Ctrl-C, and uvicorn's with it.
+    return _INTERRUPTED if stopped_by == signal.SIGINT else 0
 
 
-def _serve(loaded: LoadedSettings) -> None:
+def _serve(loaded: LoadedSettings) -> int | None:
+    """Serve; the signal that ended it."""
     # Here, so that other commands start without the web framework.
     import uvicorn
 
@@ -70,7 +72,9 @@ def _serve(loaded: LoadedSettings) -> None:
         # uvicorn sends itself the signal that stopped it, once it has stopped in order.
         signal.signal(signal.SIGTERM, _exit)
         logger.info("Listening on %s", base_url(host, port))
-        DrainingServer(config, grace_s=settings.server.shutdown_grace_s).run(sockets=[listener])
+        server = DrainingServer(config, grace_s=settings.server.shutdown_grace_s)
+        server.run(sockets=[listener])
+        return server.stopped_by
 
 
 def _exit(_: int, __: FrameType | None) -> None:

@@ -146,6 +146,14 @@ class StreamingSettings(Section):
     decode_queue_timeout_s: Annotated[
         float, Field(ge=0, description="How long a final transcript waits for room in a full queue, seconds.")
     ] = 10.0
+    decode_timeout_s: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        NoneFromText,
+        Field(
+            description="How long a stream that ends waits for the next of its last transcripts, seconds; "
+            "`none` for ever."
+        ),
+    ] = 120.0
     realtime_live_deltas: Annotated[
         bool,
         Field(

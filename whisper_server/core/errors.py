@@ -34,6 +34,8 @@
     ├── RequestCancelledError         somebody called the request off
     ├── DeadlineExceededError         the request took longer than it may
     │   └── SessionTimeoutError       no audio came for too long
+    ├── UnknownSessionError           no live session of this name is open
+    ├── InvalidSessionTokenError      the message lacks the token of its live session
     ├── SlowReaderError               the client does not read what the session tells it
     └── EngineError                   inference failed
         ├── EngineOutOfMemoryError
@@ -41,7 +43,7 @@
         └── EngineTimeoutError        a call to the model did not return
 
 `message` is written for the client: no paths, secrets or exception texts. The cause is chained and logged.
-`api/errors.py` gives each class its HTTP status, type and code.
+`api/error_table.py` gives each class its statuses and codes.
 """
 
 _MAX_CAUSES = 4
@@ -226,6 +228,14 @@ class DeadlineExceededError(WhisperServerError):
 
 class SessionTimeoutError(DeadlineExceededError):
     """A live session received no audio for too long."""
+
+
+class UnknownSessionError(WhisperServerError):
+    """There is no live session of this id to stream to."""
+
+
+class InvalidSessionTokenError(WhisperServerError):
+    """A message of a live session does not bring the token that was issued for it."""
 
 
 class SlowReaderError(WhisperServerError):

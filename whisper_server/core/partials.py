@@ -49,7 +49,8 @@ class Partials:
     def __init__(self, utterance_id: str, start: int, *, since: int, now_s: float, times_words: bool) -> None:
         self._utterance_id = utterance_id
         self._start = self._asked_to = start
-        self._wait_s = 0.0
+        self.wait_s = 0.0
+        """How long the audio of the newest decode was gathered."""
         self._opened_s = now_s
         self._asked_s = -math.inf
         self._times_words = times_words
@@ -98,7 +99,7 @@ class Partials:
         self._start = max(self._start, buffer.start)
         self._trim(end, int(options.max_partial_window_s * SAMPLE_RATE))
         self._asked_to = end
-        self._wait_s = now_s - max(self._asked_s, self._opened_s)
+        self.wait_s = now_s - max(self._asked_s, self._opened_s)
         self._asked_s = now_s
         tokens = self._agreement.prompt_tokens
         decode = replace(options.partial_decode, hotwords=options.hotwords or options.partial_decode.hotwords)
@@ -137,7 +138,7 @@ class Partials:
         if shown == self._shown:
             return None
         self._shown = shown
-        timing = replace(timing, buffer_wait_s=self._wait_s)
+        timing = replace(timing, buffer_wait_s=self.wait_s)
         return PartialTranscript(self._utterance_id, *shown, confidence, language, timing)
 
     def _trim(self, end: int, longest: int) -> None:

@@ -136,11 +136,13 @@ class StartDecode:
         job: its number.
         window: what to decode.
         is_final: for a final, which goes before partials.
+        buffer_wait_s: how long its audio was gathered.
     """
 
     job: int
     window: Window
     is_final: bool
+    buffer_wait_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,14 +166,14 @@ class Outbox:
         """Tell the client."""
         self._effects.append(Emit(event))
 
-    def decode(self, window: Window, *, is_final: bool) -> int:
+    def decode(self, window: Window, *, is_final: bool, buffer_wait_s: float = 0.0) -> int:
         """Have a window decoded.
 
         Returns:
             The number of the job.
         """
         self._jobs += 1
-        self._effects.append(StartDecode(self._jobs, window, is_final))
+        self._effects.append(StartDecode(self._jobs, window, is_final, buffer_wait_s))
         return self._jobs
 
     def cancel(self, job: int) -> None:

@@ -260,7 +260,9 @@ class Utterances:
         last_speech = self._endpointer.last_speech
         if utterance.partials.is_due(self._buffer.end, last_speech, self.now_s, self._interval_s):
             window = utterance.partials.window(self._buffer, options, self._language, self.now_s)
-            utterance.partials.job = self._outbox.decode(window, is_final=False)
+            utterance.partials.job = self._outbox.decode(
+                window, is_final=False, buffer_wait_s=utterance.partials.wait_s
+            )
 
     def take_result(self, event: DecodeDone) -> None:
         """A decode is done; what can be told is told."""
@@ -371,8 +373,9 @@ class Utterances:
             self._language,
             times_words=self._times_words and (options.word_timestamps or is_joined),
         )
+        wait_s = self.now_s - utterance.opened_s
         return Piece(
-            job=self._outbox.decode(window, is_final=True),
+            job=self._outbox.decode(window, is_final=True, buffer_wait_s=wait_s),
             start=start,
             stop=stop,
             window=window,
@@ -381,7 +384,7 @@ class Utterances:
             speech_stop=max(start, min(stop, self._endpointer.last_speech)),
             joins_previous=utterance.joins_previous,
             take_until_s=(stop - overlap / 2) / SAMPLE_RATE if overlap else None,
-            buffer_wait_s=self.now_s - utterance.opened_s,
+            buffer_wait_s=wait_s,
         )
 
     def _judge_speculative(self, utterance: Utterance, event: DecodeDone) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from whisper_server.core.engine import Engine
 from whisper_server.core.errors import EngineError, ServerBusyError, WhisperServerError
@@ -15,6 +16,23 @@ from whisper_server.services.stream_limits import StreamTools
 logger = logging.getLogger(__name__)
 
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.05, 0.5
+
+
+@dataclass(slots=True)
+class DecodeTotals:
+    """Where the time of a stream's decodes went, seconds; of those that have ended.
+
+    Attributes:
+        count: how many.
+        buffer_wait_s: audio gathered before they were asked for.
+        queue_wait_s: waiting for a free worker.
+        inference_s: in the model.
+    """
+
+    count: int = 0
+    buffer_wait_s: float = 0.0
+    queue_wait_s: float = 0.0
+    inference_s: float = 0.0
 
 
 class DecodeJobs:
@@ -46,6 +64,7 @@ class DecodeJobs:
         self._tell = tell
         self._name = name
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self.totals = DecodeTotals()
 
     def start(self, effect: StartDecode, preprocess_s: float) -> None:
         """Decode a window; the session is told when it is done."""
@@ -81,6 +100,11 @@ class DecodeJobs:
             failure = EngineError("The model failed on this audio.")
             failure.__cause__ = error
             return DecodeFailed(effect.job, failure)
+        totals = self.totals
+        totals.count += 1
+        totals.buffer_wait_s += effect.buffer_wait_s
+        totals.queue_wait_s += timed.queue_wait_s
+        totals.inference_s += timed.inference_s
         timing = DecodeTiming(
             preprocess_s=preprocess_s, queue_wait_s=timed.queue_wait_s, inference_s=timed.inference_s
         )

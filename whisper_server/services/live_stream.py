@@ -13,6 +13,7 @@ import numpy as np
 from whisper_server.core.engine import Engine
 from whisper_server.core.errors import (
     ChunkTooLongError,
+    EngineTimeoutError,
     SessionEndedError,
     SlowReaderError,
     WhisperServerError,
@@ -46,7 +47,7 @@ from whisper_server.core.stream_events import (
 )
 from whisper_server.core.types import SAMPLE_RATE, Pcm16, Samples
 from whisper_server.core.voice_activity import BLOCK_SAMPLES
-from whisper_server.services.decode_jobs import DecodeJobs
+from whisper_server.services.decode_jobs import DecodeJobs, DecodeTotals
 from whisper_server.services.session_registry import SessionEntry
 from whisper_server.services.stream_limits import StreamTools, check_options
 from whisper_server.services.stream_queues import Command, Inbox, Outgoing
@@ -123,6 +124,11 @@ class LiveStream:
     def options(self) -> StreamOptions:
         """The options in effect."""
         return self._session.options
+
+    @property
+    def decode_totals(self) -> DecodeTotals:
+        """Where the time of its decodes went so far."""
+        return self._jobs.totals
 
     @property
     def missing_s(self) -> float:
@@ -294,7 +300,7 @@ class LiveStream:
         while self._session.state is not State.ENDED:
             if self._session.state is State.DRAINING:
                 self._refuse_commands()
-                await self._wait_for_progress()
+                await self._wait_for_finals()
             elif self._session.pending_finals >= self._tools.limits.max_pending_finals:
                 await self._wait_for_progress()
             else:
@@ -305,6 +311,18 @@ class LiveStream:
     async def _wait_for_progress(self) -> None:
         self._progress.clear()
         await self._progress.wait()
+
+    async def _wait_for_finals(self) -> None:
+        """Wait for one more of the decodes that the end waits for.
+
+        Raises:
+            EngineTimeoutError: none came in time.
+        """
+        try:
+            async with asyncio.timeout(self._tools.limits.decode_timeout_s):
+                await self._wait_for_progress()
+        except TimeoutError:
+            raise EngineTimeoutError("The model did not finish the last transcripts in time.") from None
 
     async def _take_next(self) -> None:
         if self._session.state not in _OPEN_STATES:

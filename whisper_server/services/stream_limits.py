@@ -41,6 +41,7 @@ class StreamLimits:
         memory_timeout_s: how long `send` waits for room in that before it fails.
         max_pending_finals: finals of one stream that wait or run; the stream listens no further beyond that.
         decode_queue_timeout_s: how long a final waits for room in the scheduler's queue.
+        decode_timeout_s: how long a stream that ends waits for the next of its last finals; None for ever.
         max_queue_depth: live decodes waiting in all, above which no new stream is opened.
         max_estimated_wait_s: estimated delay of a final, above which no new stream is opened.
         max_unread_events: of one stream; a client that reads no further loses its session.
@@ -53,6 +54,7 @@ class StreamLimits:
     memory_timeout_s: float = 10.0
     max_pending_finals: int = 8
     decode_queue_timeout_s: float = 10.0
+    decode_timeout_s: float | None = 120.0
     max_queue_depth: int = 20
     max_estimated_wait_s: float = 0.5
     max_unread_events: int = 256

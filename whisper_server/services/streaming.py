@@ -119,6 +119,7 @@ class StreamService:
         session_id: str | None = None,
         partial_model: ModelReference | None = None,
         utterance_prefix: str = "utt_",
+        must_keep_up: bool = True,
     ) -> LiveStream:
         """A new stream. The model is loaded first where necessary, and stays loaded while the stream lasts.
 
@@ -129,6 +130,7 @@ class StreamService:
             session_id: the client's name for it; None makes one.
             partial_model: for partials.
             utterance_prefix: what utterance ids begin with.
+            must_keep_up: refuse it where transcripts would lag; a client that does not mind is slowed down.
 
         Raises:
             ServerDrainingError: the server stops.
@@ -141,7 +143,7 @@ class StreamService:
             UnsupportedByEngineError: the model cannot do what is asked.
             WhisperServerError: the model cannot be loaded.
         """
-        entry = self._enter(session_id, caller)
+        entry = self._enter(session_id, caller, must_keep_up=must_keep_up)
         resources = AsyncExitStack()
         try:
             detector = await self._detectors.acquire()
@@ -203,13 +205,14 @@ class StreamService:
                 retry_after_s=max(_RETRY_AFTER_S, wait_s),
             )
 
-    def _enter(self, session_id: str | None, caller: Caller) -> SessionEntry:
+    def _enter(self, session_id: str | None, caller: Caller, *, must_keep_up: bool) -> SessionEntry:
         try:
             if self._is_draining:
                 raise ServerDrainingError(
                     "The server is stopping. Try another one.", retry_after_s=_RETRY_AFTER_S
                 )
-            self.check_admission()
+            if must_keep_up:
+                self.check_admission()
             return self.registry.enter(session_id, caller.client)
         except Exception:
             self.registry.refused += 1

@@ -19,7 +19,6 @@ from whisper_server.api.streams.options import (
     MOST_UTTERANCE_S,
     StreamWishes,
 )
-from whisper_server.core import errors
 from whisper_server.core.stream_events import (
     DecodeTiming,
     Eagerness,
@@ -272,23 +271,3 @@ def milliseconds(seconds: float) -> float:
 INVALID_MESSAGE = "INVALID_MESSAGE"
 SESSION_EXISTS = "SESSION_EXISTS"
 INTERNAL_ERROR = "INTERNAL_ERROR"
-
-_CODES: Mapping[type[errors.WhisperServerError], str] = MappingProxyType(
-    {
-        errors.WhisperServerError: INTERNAL_ERROR,
-        errors.InvalidRequestError: INVALID_MESSAGE,
-        errors.ModelNotFoundError: INVALID_MESSAGE,
-        errors.SessionExistsError: SESSION_EXISTS,
-        errors.ServerBusyError: "QUEUE_CONGESTION",
-        errors.QueueFullError: "QUEUE_FULL",
-        errors.TooManySessionsError: "MAX_SESSIONS_REACHED",
-        errors.VoiceDetectorsExhaustedError: "MAX_SESSIONS_REACHED",
-        errors.ServerDrainingError: "MAX_SESSIONS_REACHED",
-        errors.EngineError: "INFERENCE_ERROR",
-    }
-)
-
-
-def error_code(error: errors.WhisperServerError) -> str:
-    """The code of a fault: of its class, or of the nearest one above it that has one."""
-    return next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)

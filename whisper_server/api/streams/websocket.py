@@ -10,6 +10,7 @@ from anyio.abc import TaskGroup
 from fastapi import APIRouter
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from whisper_server.api.error_table import stt_code
 from whisper_server.api.request_id import request_id
 from whisper_server.api.streams import messages
 from whisper_server.api.streams.messages import (
@@ -181,7 +182,7 @@ class _Connection:
                 options, config.model, self._websocket, self._services, message.session_id
             )
         except WhisperServerError as error:
-            code = messages.error_code(error)
+            code = stt_code(error)
             logger.warning("No session: %s (%s) %s", error.message, code, error.causes)
             await self.send(messages.failure(code, error.message, message.session_id))
             return
@@ -271,7 +272,7 @@ class _Session:
         # Of a session that has ended `session_ended` tells, and why.
         if isinstance(error, ChunkTooLongError | AudioMemoryFullError):
             logger.warning("Session %s: %s", self.id, error.message)
-            await self._connection.send(messages.failure(messages.error_code(error), error.message, self.id))
+            await self._connection.send(messages.failure(stt_code(error), error.message, self.id))
 
     async def _tell(self, event: StreamEvent) -> None:
         send = self._connection.send
@@ -289,7 +290,7 @@ class _Session:
                 self._spoken.discard(event.utterance_id)
                 error = event.error
                 logger.error("Session %s: %s (%s)", self.id, error.message, error.causes)
-                code = messages.error_code(error)
+                code = stt_code(error)
                 await send(messages.failure(code, error.message, self.id, event.utterance_id))
             case SessionEnded():
                 await self._tell_end(event)
@@ -307,7 +308,7 @@ class _Session:
         send = self._connection.send
         if event.reason is EndReason.ERROR and event.error is not None:
             logger.error("Session %s: %s (%s)", self.id, event.error.message, event.error.causes)
-            await send(messages.failure(messages.error_code(event.error), event.error.message, self.id))
+            await send(messages.failure(stt_code(event.error), event.error.message, self.id))
         # Before the message: whoever reads it may start the next session at once.
         self._connection.forget(self)
         await send(messages.ended(self.id, event.reason.value, event.total_audio_s, self._segments))

@@ -4,7 +4,8 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from whisper_server.api.errors import WIRE_ERRORS, error_body
+from whisper_server.api.error_table import WIRE_ERRORS
+from whisper_server.api.errors import error_body
 from whisper_server.api.openai.realtime.config import LOGPROBS, WORDS, Dialect, RealtimeConfig
 from whisper_server.api.openai.realtime.conversation import Conversation
 from whisper_server.api.openai.realtime.deltas import SentText
