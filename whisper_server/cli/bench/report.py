@@ -72,12 +72,11 @@ def print_report(run: Run, stream: TextIO) -> None:
     console = Console(file=stream, highlight=False, width=None if stream.isatty() else _WIDTH)
     plan = run.plan
     pace = "in real time" if run.is_realtime else "flat out"
-    console.print(
-        Text(
-            f"{run.door} at {run.target}: {plan.channels} channels × {plan.iterations} sessions of "
-            f"{run.audio} ({run.audio_s:.2f} s), {pace}"
-        )
+    title = (
+        f"{run.door} at {run.target}: {_counted(plan.channels, 'channel')} × "
+        f"{_counted(plan.iterations, 'session')} of {run.audio} ({run.audio_s:.2f} s), {pace}"
     )
+    console.print(Text(title), soft_wrap=True)
     console.print(_sessions_table(run))
     histograms = run.totals.histograms
     if histograms["wall_seconds"].count:
@@ -158,6 +157,10 @@ def _json_times(histogram: Histogram) -> dict[str, float | int | None]:
     times["max"] = histogram.max
     rounded = {name: None if time is None else round(time, _DECIMALS) for name, time in times.items()}
     return {"count": histogram.count, **rounded}
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _shown(time_s: float | None) -> str:

@@ -63,7 +63,7 @@ class SessionRecord:
         status: how it went.
         error_code: of the first failure; empty where there was none.
         error_message: likewise.
-        audio_s: length of the audio.
+        audio_s: audio that the server took, where it tells; else the length of the recording.
         wall_s: from asking for the session to its end.
         first_partial_s: from the beginning of the audio to the first partial.
         first_final_s: likewise to the first final.
@@ -91,9 +91,9 @@ class SessionRecord:
     text: str
 
     @property
-    def rtf(self) -> float:
-        """Wall seconds per second of audio."""
-        return self.wall_s / self.audio_s
+    def rtf(self) -> float | None:
+        """Wall seconds per second of audio; None where there was no audio."""
+        return self.wall_s / self.audio_s if self.audio_s else None
 
 
 class SessionTrace:
@@ -105,11 +105,13 @@ class SessionTrace:
 
     Attributes:
         session_id: of the session.
+        audio_s: audio that the server took; None until it tells.
         decode: the server's own times, which the driver fills in.
     """
 
     def __init__(self, session_id: str, clock: Clock = time.perf_counter) -> None:
         self.session_id = session_id
+        self.audio_s: float | None = None
         self.decode = DecodeTimes()
         self._clock = clock
         self._begin_s = clock()
@@ -156,7 +158,7 @@ class SessionTrace:
         Args:
             channel: its number.
             iteration: its number in the channel.
-            audio_s: length of the audio.
+            audio_s: length of the recording.
             is_right: whether a text is what was to be heard.
         """
         text = " ".join(filter(None, self._texts))
@@ -169,7 +171,7 @@ class SessionTrace:
             status=Status.FAILED if self._error else status,
             error_code=code,
             error_message=message,
-            audio_s=audio_s,
+            audio_s=audio_s if self.audio_s is None else self.audio_s,
             wall_s=self._clock() - self._begin_s,
             first_partial_s=_between(self._audio_begin_s, self._first_partial_s),
             first_final_s=_between(self._audio_begin_s, self._first_final_s),

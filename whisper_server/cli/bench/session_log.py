@@ -49,7 +49,11 @@ COLUMNS = (
     Column(
         "error_message", "what the server, or this command, said of it", lambda record: record.error_message
     ),
-    Column("audio_seconds", "length of the audio", lambda record: record.audio_s),
+    Column(
+        "audio_seconds",
+        "audio that the server took, where it tells; else the length of the recording",
+        lambda record: record.audio_s,
+    ),
     Column("wall_seconds", "from asking for the session to its end", lambda record: record.wall_s),
     Column("rtf", "wall_seconds per second of audio", lambda record: record.rtf),
     Column(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     _Call = grpc.aio.StreamStreamCall[stt_pb2.StreamingRecognizeRequest, stt_pb2.StreamingRecognizeResponse]
 
-_CODE = re.compile(r"ERR\d{4}\b")
+_CODE = re.compile(r"(ERR\d{4})\b:?\s*")
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 _CHECK_S = 10.0
 
@@ -133,7 +133,7 @@ class GrpcChannel:
             await self._stream(trace, session.session_token)
         except grpc.aio.AioRpcError as error:
             trace.decode = decode_times(dict(error.trailing_metadata() or ()))
-            raise SessionFailedError(error_code(error), _details(error)) from error
+            raise SessionFailedError(error_code(error), _message(error)) from error
 
     async def _stream(self, trace: SessionTrace, token: str) -> None:
         call = self._stub.StreamingRecognize(metadata=self._metadata)
@@ -197,8 +197,8 @@ def decode_times(metadata: Mapping[str, Any]) -> DecodeTimes:
 
 def error_code(error: grpc.aio.AioRpcError) -> str:
     """The server's code, such as ERR1008; else gRPC's, such as UNAVAILABLE."""
-    code = _CODE.match(error.details() or "")
-    return code.group() if code else error.code().name
+    code = _CODE.match(_details(error))
+    return code[1] if code else error.code().name
 
 
 def _note(response: stt_pb2.StreamingRecognizeResponse, trace: SessionTrace) -> None:
@@ -209,12 +209,16 @@ def _note(response: stt_pb2.StreamingRecognizeResponse, trace: SessionTrace) -> 
             trace.note_partial()
         case "failure":
             trace.fail(response.failure.code, response.failure.message)
-        case "session_ended" if response.session_ended.reason != stt_pb2.SessionEnded.REASON_COMPLETED:
-            if (
-                response.session_ended.reason != stt_pb2.SessionEnded.REASON_ERROR
-            ):  # the call's status says why
-                reason = stt_pb2.SessionEnded.Reason.Name(response.session_ended.reason)
-                trace.fail(reason.removeprefix("REASON_"), "The server ended the session before its time.")
+        case "session_ended":
+            _note_end(response.session_ended, trace)
+
+
+def _note_end(end: stt_pb2.SessionEnded, trace: SessionTrace) -> None:
+    trace.audio_s = end.audio_s
+    # Of an error the status of the call tells more.
+    if end.reason not in (stt_pb2.SessionEnded.REASON_COMPLETED, stt_pb2.SessionEnded.REASON_ERROR):
+        reason = stt_pb2.SessionEnded.Reason.Name(end.reason).removeprefix("REASON_")
+        trace.fail(reason, "The server ended the session before its time.")
 
 
 def _number(value: Any) -> float | None:
@@ -222,6 +226,13 @@ def _number(value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError):
         return None
+
+
+def _message(error: grpc.aio.AioRpcError) -> str:
+    """What the server says, without its code."""
+    details = _details(error)
+    code = _CODE.match(details)
+    return details[code.end() :] if code else details
 
 
 def _details(error: grpc.aio.AioRpcError) -> str:

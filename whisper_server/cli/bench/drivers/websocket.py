@@ -160,6 +160,7 @@ def _note(message: Mapping[str, Any], trace: SessionTrace) -> None:
 
 def _note_end(message: Mapping[str, Any], trace: SessionTrace) -> None:
     reason = str(message.get("reason"))
+    trace.audio_s = message["total_audio_ms"] / 1000
     if reason != _COMPLETED:
         trace.fail(reason.upper(), f"The server ended the session: {reason}.")
 
