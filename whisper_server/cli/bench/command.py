@@ -16,6 +16,7 @@ from whisper_server.cli.bench.session_log import LogFormat, RowWriter, Sink
 from whisper_server.cli.bench.speech import Speech, load_speech, same_words
 from whisper_server.cli.bench.totals import Totals
 from whisper_server.cli.interrupts import INTERRUPTED, interrupts, stopping
+from whisper_server.cli.standard_output import drop_stdout
 from whisper_server.core.errors import ConfigurationError
 
 _FAILED = 1
@@ -36,6 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
             return asyncio.run(_run(arguments))
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:
+        return _FAILED
+    finally:
+        _leave_stdout()
 
 
 async def _run(arguments: argparse.Namespace) -> int:
@@ -86,6 +91,8 @@ async def _measure(
     ended_at = _now()
     for sink in sinks:
         sink.end(ended_at)
+        if sink.error is not None:
+            _warn(f"Rows of sessions are missing: {sink.error.strerror or type(sink.error).__name__}.")
     if not warmup.is_clean:
         _warn(f"In the warm-up {_problems(warmup)}.")
     done = Run(
@@ -108,7 +115,7 @@ async def _measure(
         print_report(done, sys.stderr if arguments.log_sessions else sys.stdout)
     if is_stopped:
         return INTERRUPTED
-    return 0 if totals.is_clean else _FAILED
+    return 0 if totals.is_clean and not any(sink.error for sink in sinks) else _FAILED
 
 
 def _driver(arguments: argparse.Namespace, address: Address, speech: Speech, wishes: Wishes) -> Driver:
@@ -165,6 +172,14 @@ def _problems(totals: Totals) -> str:
     codes = ", ".join(f"{count} × {code}" for code, count in totals.errors.most_common())
     bad = totals.sessions - totals.statuses[Status.OK]
     return f"{bad} of {totals.sessions} sessions did not go well" + (f": {codes}" if codes else "")
+
+
+def _leave_stdout() -> None:
+    """Write what is left, while it can be seen that nobody reads it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_stdout()
 
 
 def _warn(message: str) -> None:

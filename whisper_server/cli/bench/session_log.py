@@ -140,9 +140,10 @@ class RowWriter:
             case LogFormat.CSV | LogFormat.TSV:
                 line = io.StringIO()
                 delimiter = "," if self._kind is LogFormat.CSV else "\t"
-                writer = csv.writer(line, delimiter=delimiter, lineterminator="\n")
+                # Only characters of the line end are sure to be quoted, and a text may hold both.
+                writer = csv.writer(line, delimiter=delimiter, lineterminator="\r\n")
                 writer.writerow([_text(value) for value in values])
-                return line.getvalue()
+                return line.getvalue().removesuffix("\r\n") + "\n"
 
     def foot(self, ended_at: datetime) -> str:
         """What comes after the rows, with its line end."""
@@ -150,22 +151,26 @@ class RowWriter:
 
 
 class Sink:
-    """Writes rows to a stream.
+    """Writes rows to a stream. When that fails it writes no more; the load test goes on.
 
     Args:
         writer: makes them.
         stream: takes them.
         most: rows; None is all.
+
+    Attributes:
+        error: why writing failed; None while it has not.
     """
 
     def __init__(self, writer: RowWriter, stream: TextIO, most: int | None) -> None:
+        self.error: OSError | None = None
         self._writer = writer
         self._stream = stream
         self._left = most
 
     def begin(self, at: datetime) -> None:
         """Before the first row."""
-        self._stream.write(self._writer.head(at))
+        self._write(self._writer.head(at))
 
     def add(self, record: SessionRecord) -> None:
         """Write a row, unless there are enough."""
@@ -173,12 +178,19 @@ class Sink:
             if not self._left:
                 return
             self._left -= 1
-        self._stream.write(self._writer.row(record))
+        self._write(self._writer.row(record))
 
     def end(self, at: datetime) -> None:
         """After the last row."""
-        self._stream.write(self._writer.foot(at))
-        self._stream.flush()
+        self._write(self._writer.foot(at))
+
+    def _write(self, text: str) -> None:
+        if self.error is None:
+            try:
+                self._stream.write(text)
+                self._stream.flush()
+            except OSError as error:
+                self.error = error
 
 
 def _text(value: Cell) -> str:

@@ -2,9 +2,10 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from whisper_server.stt_v1.stt_pb2_grpc import SpeechToTextAsyncStub
 
     _Call = grpc.aio.StreamStreamCall[stt_pb2.StreamingRecognizeRequest, stt_pb2.StreamingRecognizeResponse]
+
+_T = TypeVar("_T")
 
 _CODE = re.compile(r"(ERR\d{4})\b:?\s*")
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
@@ -130,21 +133,27 @@ class GrpcChannel:
             session = await self._stub.CreateSession(
                 creation(trace.session_id, self._wishes), metadata=self._metadata
             )
-            await self._stream(trace, session.session_token)
         except grpc.aio.AioRpcError as error:
-            trace.decode = decode_times(dict(error.trailing_metadata() or ()))
-            raise SessionFailedError(error_code(error), _message(error)) from error
+            raise _failure(error.code(), error.details()) from error
+        await self._stream(trace, session.session_token)
 
     async def _stream(self, trace: SessionTrace, token: str) -> None:
         call = self._stub.StreamingRecognize(metadata=self._metadata)
+        ends: list[_End] = []
+        call.add_done_callback(lambda _: ends.append(_end_of(call)))
         sending = asyncio.create_task(self._send(call, trace, token))
         try:
             async for response in call:
                 _note(response, trace)
-            trace.decode = decode_times(dict(await call.trailing_metadata() or ()))
+        except grpc.aio.AioRpcError:
+            if not ends:
+                raise
         finally:
             call.cancel()  # a call that is over takes no harm
             await call_off(sending)
+        trace.decode = decode_times(dict(ends[0].metadata))
+        if ends[0].code is not grpc.StatusCode.OK:
+            raise _failure(ends[0].code, ends[0].details)
 
     async def _send(
         self,
@@ -195,10 +204,41 @@ def decode_times(metadata: Mapping[str, Any]) -> DecodeTimes:
     )
 
 
-def error_code(error: grpc.aio.AioRpcError) -> str:
-    """The server's code, such as ERR1008; else gRPC's, such as UNAVAILABLE."""
-    code = _CODE.match(_details(error))
-    return code[1] if code else error.code().name
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How the server ended a call."""
+
+    code: grpc.StatusCode
+    details: str | None
+    metadata: Sequence[tuple[str, Any]]
+
+
+def _end_of(call: "_Call") -> _End:
+    """How a call has ended, asked in its done callback.
+
+    Later it may be lost: where a message is sent to a call that the server has ended, grpc.aio puts INTERNAL
+    in the place of the status that has come (https://github.com/grpc/grpc/issues/36066).
+    """
+    metadata = _settled(call.trailing_metadata())
+    return _End(_settled(call.code()), _settled(call.details()), tuple(metadata or ()))
+
+
+def _settled(answer: Coroutine[Any, Any, _T]) -> _T:
+    """What a coroutine returns that has nothing to wait for."""
+    try:
+        answer.send(None)
+    except StopIteration as stop:
+        result: _T = stop.value
+        return result
+    answer.close()
+    raise AssertionError("The call is not over.")
+
+
+def _failure(code: grpc.StatusCode, details: str | None) -> SessionFailedError:
+    """With the server's code, such as ERR1008; else gRPC's, such as UNAVAILABLE."""
+    text = details or code.name
+    told = _CODE.match(text)
+    return SessionFailedError(told[1], text[told.end() :]) if told else SessionFailedError(code.name, text)
 
 
 def _note(response: stt_pb2.StreamingRecognizeResponse, trace: SessionTrace) -> None:
@@ -226,13 +266,6 @@ def _number(value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError):
         return None
-
-
-def _message(error: grpc.aio.AioRpcError) -> str:
-    """What the server says, without its code."""
-    details = _details(error)
-    code = _CODE.match(details)
-    return details[code.end() :] if code else details
 
 
 def _details(error: grpc.aio.AioRpcError) -> str:

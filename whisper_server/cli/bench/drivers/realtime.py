@@ -72,12 +72,13 @@ class RealtimeChannel:
 
     async def run_session(self, trace: SessionTrace) -> None:
         """Run a session; see `Channel`."""
+        connection = await self._web.open()
         try:
-            connection = await self._web.open()
-            async with connection:
-                await _Conversation(connection, self._wishes, self._events, self._pace, trace).hold()
+            await _Conversation(connection, self._wishes, self._events, self._pace, trace).hold()
         except ConnectionClosed as error:
             raise broken(error) from error
+        finally:
+            await connection.close()
 
 
 class _Conversation:
