@@ -1,6 +1,7 @@
 """Fixtures every test may use."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ import pytest
 from openai import OpenAI
 
 from tests.live_server import running_server
+
+# Servers that tests start as processes of their own must not want one and the same port.
+os.environ.setdefault("WHISPER_GRPC_PORT", "0")
 
 ASSETS = Path(__file__).parent / "assets"
 DEMO = Path(__file__).parent.parent / "whisper_server" / "demo"

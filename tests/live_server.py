@@ -18,8 +18,10 @@ from whisper_server.core.engine import EngineLoader
 def make_settings(**sections: Any) -> Settings:
     """The defaults with the demo model, changed by sections such as `limits={"max_audio_s": 5}`.
 
-    One thread computes, as the CI machine has two, and in this process, which starts sooner.
+    One thread computes, as the CI machine has two, and in this process, which starts sooner. gRPC is served
+    where a test says so.
     """
+    sections.setdefault("grpc", {"enabled": False})
     model = {"name": "demo", "cpu_threads": 1, "workers": 1, "engine_isolation": "thread"} | sections.pop(
         "model", {}
     )

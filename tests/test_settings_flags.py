@@ -42,6 +42,8 @@ _RANGED = {
     "streaming.max_partial_window_s": 5.5,
     "streaming.max_utterance_s": 9.5,
     "streaming.max_unread_events": 64,
+    "grpc.max_receive_message_bytes": 1 << 20,
+    "grpc.max_send_message_bytes": 1 << 20,
 }
 """Values for settings that take none of the usual ones."""
 

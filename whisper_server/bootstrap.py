@@ -98,7 +98,12 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-        async with _running(plan) as services:
+        async with AsyncExitStack() as stack:
+            services = await stack.enter_async_context(_running(plan))
+            if settings.grpc.enabled:
+                from whisper_server.api.grpc.server import grpc_server
+
+                await stack.enter_async_context(grpc_server(services, keys))
             yield {"services": services}
 
     app = DescribedApp(
@@ -107,7 +112,7 @@ def create_app(
         redirect_slashes=False,  # the middleware puts paths right; a redirect loses the body
     )
     ephemeral_keys.install(app.state, ephemeral_keys.EphemeralKeys())
-    middleware.install(app, settings)
+    keys = middleware.install(app, settings)
     for prefix in ("/v1", ""):  # clients whose base URL lacks /v1 append the rest to it
         app.include_router(transcriptions.router, prefix=prefix, include_in_schema=bool(prefix))
         app.include_router(models.router, prefix=prefix, include_in_schema=bool(prefix))

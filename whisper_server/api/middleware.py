@@ -9,15 +9,18 @@ from whisper_server.api.callers import HostMiddleware, WebSocketOriginMiddleware
 from whisper_server.api.paths import PathMiddleware
 from whisper_server.api.request_id import HEADER, RequestIdMiddleware
 from whisper_server.api.response_headers import SecurityHeadersMiddleware
-from whisper_server.api.security import AuthenticationMiddleware, check_open_paths, load_api_keys
+from whisper_server.api.security import ApiKeys, AuthenticationMiddleware, check_open_paths, load_api_keys
 from whisper_server.config import Settings
 
 _READABLE_HEADERS = (HEADER, "openai-processing-ms", "retry-after", "x-should-retry")
 """Response headers that scripts of an allowed origin get to see; the OpenAI SDK looks for them."""
 
 
-def install(app: FastAPI, settings: Settings) -> None:
+def install(app: FastAPI, settings: Settings) -> ApiKeys:
     """Put everything between the network and the app's routes, the innermost first.
+
+    Returns:
+        The keys that open the server.
 
     Raises:
         ConfigurationError: the settings of keys, hosts or open paths are wrong.
@@ -45,3 +48,4 @@ def install(app: FastAPI, settings: Settings) -> None:
     app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(AccessLogMiddleware)
     app.add_middleware(RequestIdMiddleware)
+    return keys

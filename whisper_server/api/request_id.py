@@ -30,6 +30,21 @@ def session_logging(session_id: str) -> Iterator[None]:
         _current.reset(token)
 
 
+@contextmanager
+def request_logging(given: str) -> Iterator[str]:
+    """Let the log lines of the block, and of tasks it starts, carry a request's id.
+
+    Args:
+        given: what the client calls it; taken where it is a plain word, else an id is made.
+    """
+    own = given if _ACCEPTABLE.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+    token = _current.set(own)
+    try:
+        yield own
+    finally:
+        _current.reset(token)
+
+
 class RequestIdMiddleware:
     """Takes the client's `x-request-id` where it is a plain word, makes one otherwise, and sends it back."""
 
@@ -42,15 +57,11 @@ class RequestIdMiddleware:
             await self._app(scope, receive, send)
             return
         given = dict(scope["headers"]).get(HEADER.encode(), b"").decode("latin-1")
-        own = given if _ACCEPTABLE.fullmatch(given) else f"req_{uuid.uuid4().hex}"
-        token = _current.set(own)
+        with request_logging(given) as own:
 
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[HEADER] = own
-            await send(message)
+            async def send_with_id(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    MutableHeaders(scope=message)[HEADER] = own
+                await send(message)
 
-        try:
             await self._app(scope, receive, send_with_id)
-        finally:
-            _current.reset(token)

@@ -5,6 +5,7 @@ import logging
 import signal
 import socket
 import sys
+from contextlib import ExitStack
 from types import FrameType
 
 from whisper_server.cli.settings_flags import add_settings_arguments, settings_from
@@ -56,9 +57,15 @@ def _serve(loaded: LoadedSettings) -> int | None:
     set_up_logging(settings.logging)
     for warning in loaded.warnings:
         logger.warning("%s", warning)
+    if not (settings.server.enabled or settings.grpc.enabled):
+        raise ConfigurationError("There is nothing to serve: set server.enabled or grpc.enabled to true.")
     app = create_app(settings)
-    with bind(settings.server) as listener:
-        host, port = listener.getsockname()[:2]
+    if settings.grpc.enabled:
+        from whisper_server.api.grpc.listening import check
+
+        check(settings)
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(bind(settings.server))] if settings.server.enabled else []
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -71,9 +78,10 @@ def _serve(loaded: LoadedSettings) -> int | None:
         )
         # uvicorn sends itself the signal that stopped it, once it has stopped in order.
         signal.signal(signal.SIGTERM, _exit)
-        logger.info("Listening on %s", base_url(host, port))
+        for listener in listeners:
+            logger.info("Listening on %s", base_url(*listener.getsockname()[:2]))
         server = DrainingServer(config, grace_s=settings.server.shutdown_grace_s)
-        server.run(sockets=[listener])
+        server.run(sockets=listeners)
         return server.stopped_by
 
 

@@ -18,9 +18,9 @@ _STOP_S = 40
 
 _KEPT_LINES = 20
 
-# A free port, no keys, and log lines to read, whatever the environment says.
+# A free port, no gRPC, no keys, and log lines to read, whatever the environment says.
 _FLAGS = (
-    *("--host", "127.0.0.1", "--port", "0"),
+    *("--host", "127.0.0.1", "--port", "0", "--grpc-enabled", "false"),
     *("--log-level", "INFO", "--log-file", "none", "--log-format", "human"),
     *("--security-api-keys", "", "--security-api-keys-file", "none"),
 )

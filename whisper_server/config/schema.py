@@ -19,6 +19,7 @@ from whisper_server.config.fields import (
     lower,
     none_from_auto,
 )
+from whisper_server.config.grpc_schema import GrpcSettings
 from whisper_server.config.leaves import Setting
 from whisper_server.config.live_schema import StreamingSettings, VadSettings
 from whisper_server.config.profiles import DecodeProfile, with_built_in_profiles
@@ -27,6 +28,7 @@ from whisper_server.config.profiles import DecodeProfile, with_built_in_profiles
 class ServerSettings(Section):
     """Where the server listens and who may call it."""
 
+    enabled: Annotated[bool, Field(description="Serve HTTP; without it there is gRPC alone.")] = True
     host: Annotated[
         Text,
         Field(description="Address to listen on; `0.0.0.0` for all."),
@@ -225,6 +227,13 @@ class ModelSettings(Section):
         Literal["transcribe", "translate"],
         Field(description="Write down the words as spoken, or in English."),
     ] = "transcribe"
+    prompt: Annotated[
+        str,
+        Field(description="Text before the audio, for style and vocabulary, where a request brings none."),
+    ] = ""
+    hotwords: Annotated[
+        tuple[Text, ...], Field(description="Words to expect where a request brings none.")
+    ] = ()
     default_decode_profile: Annotated[
         Text,
         Field(description="Decode profile of live streams that name none."),
@@ -319,6 +328,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     server: ServerSettings = Field(default_factory=ServerSettings)
+    grpc: GrpcSettings = Field(default_factory=GrpcSettings)
     security: SecuritySettings = Field(default_factory=SecuritySettings)
     logging: LoggingSettings = Field(default_factory=LoggingSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)

@@ -1,5 +1,6 @@
 """Who may come in: the rest is turned away at once, before its upload is read where its headers suffice."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -56,6 +57,7 @@ class Admission:
         self._compute = ComputeMeter(lanes)
         self._stays = StayMeter()
         self._drained_by_s: float | None = None
+        self._drains = asyncio.Event()
         self.counters = AdmissionCounters()
 
     @property
@@ -114,6 +116,11 @@ class Admission:
     def drain(self, grace_s: float) -> None:
         """Take nobody in from now on; in `grace_s` seconds the server is gone."""
         self._drained_by_s = self._clock() + grace_s
+        self._drains.set()
+
+    async def wait_until_draining(self) -> None:
+        """Wait until the server stops and takes nobody in."""
+        await self._drains.wait()
 
     def note(self, audio_s: float, compute_s: float) -> None:
         """Tell of work that was measured elsewhere: so much audio took so much time of one lane."""

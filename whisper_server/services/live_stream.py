@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from types import TracebackType
@@ -219,7 +219,7 @@ class LiveStream:
 
     def __aiter__(self) -> AsyncIterator[StreamEvent]:
         """The events, up to and including SessionEnded. A partial that was not read gives way to the next."""
-        return self._events()
+        return self.events()
 
     async def __aenter__(self) -> Self:
         """The stream itself; it has been running since it was opened."""
@@ -236,7 +236,8 @@ class LiveStream:
         """Wait until the session has ended and nothing of it runs."""
         await asyncio.shield(self._task)
 
-    async def _events(self) -> AsyncIterator[StreamEvent]:
+    async def events(self) -> AsyncGenerator[StreamEvent, None]:
+        """The same as a generator, which can be closed."""
         while (event := await self._outgoing.get()) is not None:
             yield event
 

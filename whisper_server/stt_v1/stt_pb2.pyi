@@ -188,7 +188,7 @@ class DecodeOptions(_message.Message):
     LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
     REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
     NO_REPEAT_NGRAM_SIZE_FIELD_NUMBER: _builtins.int
-    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    TEMPERATURES_FIELD_NUMBER: _builtins.int
     COMPRESSION_RATIO_THRESHOLD_FIELD_NUMBER: _builtins.int
     LOG_PROB_THRESHOLD_FIELD_NUMBER: _builtins.int
     NO_SPEECH_THRESHOLD_FIELD_NUMBER: _builtins.int
@@ -218,7 +218,7 @@ class DecodeOptions(_message.Message):
     max_new_tokens: _builtins.int
     """Tokens per window."""
     @_builtins.property
-    def temperature(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+    def temperatures(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Tried in order until the thresholds are passed; empty changes nothing."""
 
     @_builtins.property
@@ -234,7 +234,7 @@ class DecodeOptions(_message.Message):
         length_penalty: _builtins.float | None = ...,
         repetition_penalty: _builtins.float | None = ...,
         no_repeat_ngram_size: _builtins.int | None = ...,
-        temperature: _abc.Iterable[_builtins.float] | None = ...,
+        temperatures: _abc.Iterable[_builtins.float] | None = ...,
         compression_ratio_threshold: _builtins.float | None = ...,
         log_prob_threshold: _builtins.float | None = ...,
         no_speech_threshold: _builtins.float | None = ...,
@@ -244,7 +244,7 @@ class DecodeOptions(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_beam_size", b"_beam_size", "_best_of", b"_best_of", "_compression_ratio_threshold", b"_compression_ratio_threshold", "_length_penalty", b"_length_penalty", "_log_prob_threshold", b"_log_prob_threshold", "_max_new_tokens", b"_max_new_tokens", "_no_repeat_ngram_size", b"_no_repeat_ngram_size", "_no_speech_threshold", b"_no_speech_threshold", "_patience", b"_patience", "_repetition_penalty", b"_repetition_penalty", "_suppress_blank", b"_suppress_blank", "beam_size", b"beam_size", "best_of", b"best_of", "compression_ratio_threshold", b"compression_ratio_threshold", "length_penalty", b"length_penalty", "log_prob_threshold", b"log_prob_threshold", "max_new_tokens", b"max_new_tokens", "no_repeat_ngram_size", b"no_repeat_ngram_size", "no_speech_threshold", b"no_speech_threshold", "patience", b"patience", "repetition_penalty", b"repetition_penalty", "suppress_blank", b"suppress_blank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beam_size", b"_beam_size", "_best_of", b"_best_of", "_compression_ratio_threshold", b"_compression_ratio_threshold", "_length_penalty", b"_length_penalty", "_log_prob_threshold", b"_log_prob_threshold", "_max_new_tokens", b"_max_new_tokens", "_no_repeat_ngram_size", b"_no_repeat_ngram_size", "_no_speech_threshold", b"_no_speech_threshold", "_patience", b"_patience", "_repetition_penalty", b"_repetition_penalty", "_suppress_blank", b"_suppress_blank", "beam_size", b"beam_size", "best_of", b"best_of", "compression_ratio_threshold", b"compression_ratio_threshold", "length_penalty", b"length_penalty", "log_prob_threshold", b"log_prob_threshold", "max_new_tokens", b"max_new_tokens", "no_repeat_ngram_size", b"no_repeat_ngram_size", "no_speech_threshold", b"no_speech_threshold", "patience", b"patience", "repetition_penalty", b"repetition_penalty", "suppress_blank", b"suppress_blank", "suppress_tokens", b"suppress_tokens", "temperature", b"temperature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beam_size", b"_beam_size", "_best_of", b"_best_of", "_compression_ratio_threshold", b"_compression_ratio_threshold", "_length_penalty", b"_length_penalty", "_log_prob_threshold", b"_log_prob_threshold", "_max_new_tokens", b"_max_new_tokens", "_no_repeat_ngram_size", b"_no_repeat_ngram_size", "_no_speech_threshold", b"_no_speech_threshold", "_patience", b"_patience", "_repetition_penalty", b"_repetition_penalty", "_suppress_blank", b"_suppress_blank", "beam_size", b"beam_size", "best_of", b"best_of", "compression_ratio_threshold", b"compression_ratio_threshold", "length_penalty", b"length_penalty", "log_prob_threshold", b"log_prob_threshold", "max_new_tokens", b"max_new_tokens", "no_repeat_ngram_size", b"no_repeat_ngram_size", "no_speech_threshold", b"no_speech_threshold", "patience", b"patience", "repetition_penalty", b"repetition_penalty", "suppress_blank", b"suppress_blank", "suppress_tokens", b"suppress_tokens", "temperatures", b"temperatures"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__beam_size: _TypeAlias = _typing.Literal["beam_size"]  # noqa: Y015
     _WhichOneofArgType__beam_size: _TypeAlias = _typing.Literal["_beam_size", b"_beam_size"]  # noqa: Y015

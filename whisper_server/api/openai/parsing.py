@@ -29,10 +29,11 @@ async def parse_fields(
         ModelNotFoundError: as `ModelCatalog.resolve`.
     """
     settings = services.settings
-    defaults = RequestDefaults(settings.transcription, settings.decode_profiles, settings.model.language)
     # A name may be a path, which is looked up on disk.
     model = await to_thread.run_sync(services.catalog.resolve, fields.text("model") or "")
-    parsed = parse_request(fields, model, Task(settings.model.task) if task is None else task, defaults)
+    parsed = parse_request(
+        fields, model, Task(settings.model.task) if task is None else task, RequestDefaults.of(settings)
+    )
     return replace(parsed, transcription=replace(parsed.transcription, caller=running.caller))
 
 

@@ -7,11 +7,11 @@ list them. Unknown fields are ignored, as OpenAI does. Known ones that are not o
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from whisper_server.api.openai.decode_fields import MAX_SILENCE_MS, decode_options, vad_options
 from whisper_server.api.openai.fields import Fields, shown
-from whisper_server.config import DecodeProfile, TranscriptionSettings
+from whisper_server.config import DecodeProfile, Settings, TranscriptionSettings
 from whisper_server.core.errors import InvalidRequestError
 from whisper_server.core.formats import SubtitleOptions
 from whisper_server.core.languages import LANGUAGES, language_code
@@ -101,6 +101,20 @@ class RequestDefaults:
     transcription: TranscriptionSettings
     profiles: Mapping[str, DecodeProfile]
     language: str | None
+    prompt: str = ""
+    hotwords: str = ""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Those of the settings."""
+        model = settings.model
+        return cls(
+            settings.transcription,
+            settings.decode_profiles,
+            model.language,
+            prompt=model.prompt,
+            hotwords=", ".join(model.hotwords),
+        )
 
 
 def parse_request(
@@ -124,9 +138,12 @@ def parse_request(
             code="unsupported_value",
         )
     profile = _profile(fields, defaults)
+    decode = decode_options(fields, profile)
+    if not decode.hotwords:
+        decode = replace(decode, hotwords=defaults.hotwords)
     needs_words = subtitles != SubtitleOptions() or Granularity.WORD in granularities
     options = replace(
-        _long_form_options(fields, task, decode_options(fields, profile), defaults, needs_words=needs_words),
+        _long_form_options(fields, task, decode, defaults, needs_words=needs_words),
         token_logprobs=has_logprobs,
     )
     vad, long_form = _chunking(fields, defaults)
@@ -260,7 +277,7 @@ def _long_form_options(
         language=_language(fields, defaults),
         multilingual=fields.flag("multilingual") or False,
         task=task,
-        prompt=fields.text("prompt") or "",
+        prompt=fields.text("prompt") or defaults.prompt,
         prefix=fields.text("prefix") or "",
         timestamps=_timestamps(fields, needs_words=needs_words or threshold_s is not None),
         audio_context=fields.choice("audio_context", AudioContext) or AudioContext(settings.audio_context),

@@ -110,6 +110,8 @@ def default_options(settings: Settings) -> StreamOptions:
         languages=() if model.language else model.languages or (),
         keep_language=model.language_fix,
         task=Task(model.task),
+        prompt=model.prompt,
+        hotwords=", ".join(model.hotwords),
         voice=VoiceOptions(
             enabled=vad.enabled,
             threshold=vad.threshold,

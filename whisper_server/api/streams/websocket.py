@@ -24,6 +24,7 @@ from whisper_server.api.streams.messages import (
     parse_message,
 )
 from whisper_server.api.streams.options import open_stream, services_of, stream_options
+from whisper_server.api.streams.sending import send_message
 from whisper_server.core.errors import (
     AudioMemoryFullError,
     ChunkTooLongError,
@@ -52,9 +53,6 @@ _MAX_WITHOUT_SESSION_S = 60.0
 
 _MAX_UNREAD_S = 30.0
 """A client that takes no message for so long has stopped reading."""
-
-_PIECE_BYTES = 64 << 10
-"""Audio converted at once: a message of megabytes must not hold up the others."""
 
 _KEY_PROTOCOLS = "openai-"
 _NORMAL, _INTERNAL = 1000, 1011
@@ -228,9 +226,7 @@ class _Session:
         if self._is_ending:
             return
         try:
-            self._check_length(len(data))
-            for start in range(0, len(data), _PIECE_BYTES):
-                await self._stream.send(self._audio.feed(data[start : start + _PIECE_BYTES]))
+            await send_message(self._stream, self._audio, data)
         except WhisperServerError as error:
             await self._refuse(error)
 
@@ -262,11 +258,6 @@ class _Session:
     async def wait_closed(self) -> None:
         """Wait until nothing of it runs."""
         await self._stream.wait_closed()
-
-    def _check_length(self, size_bytes: int) -> None:
-        longest_ms = self._stream.options.max_chunk_ms
-        if longest_ms is not None and self._audio.duration_s(size_bytes) * 1000 > longest_ms:
-            raise ChunkTooLongError(f"One message may bring {longest_ms} ms of audio. Send smaller ones.")
 
     async def _refuse(self, error: WhisperServerError) -> None:
         # Of a session that has ended `session_ended` tells, and why.

@@ -70,8 +70,7 @@ class LocalBackend:
         Raises:
             InvalidRequestError: a field is wrong.
         """
-        settings = self._services.settings
-        defaults = RequestDefaults(settings.transcription, settings.decode_profiles, settings.model.language)
+        defaults = RequestDefaults.of(self._services.settings)
         task = Task.TRANSLATE if self._wish.translate else Task.TRANSCRIBE
         return parse_request(fields, self._model, task, defaults)
 

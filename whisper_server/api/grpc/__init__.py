@@ -1,0 +1,1 @@
+"""The gRPC service of `proto/stt/v1/stt.proto`."""
