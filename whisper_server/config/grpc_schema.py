@@ -1,9 +1,8 @@
 """The settings of the gRPC service."""
 
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from whisper_server.config.fields import NoneFromText, Section, Text, UserPath
 

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+_LOOKS = 200
+_LOOK_EVERY_S = 0.01
+"""How often, and how many times, it is looked for a status that is on its way."""
+
 _CODE = re.compile(r"(ERR\d{4})\b:?\s*")
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 _CHECK_S = 10.0
@@ -139,21 +143,20 @@ class GrpcChannel:
 
     async def _stream(self, trace: SessionTrace, token: str) -> None:
         call = self._stub.StreamingRecognize(metadata=self._metadata)
-        ends: list[_End] = []
-        call.add_done_callback(lambda _: ends.append(_end_of(call)))
+        ending = _Ending(call)
         sending = asyncio.create_task(self._send(call, trace, token))
         try:
             async for response in call:
                 _note(response, trace)
+            end = await ending.told()
         except grpc.aio.AioRpcError:
-            if not ends:
-                raise
+            end = await ending.told()
         finally:
             call.cancel()  # a call that is over takes no harm
             await call_off(sending)
-        trace.decode = decode_times(dict(ends[0].metadata))
-        if ends[0].code is not grpc.StatusCode.OK:
-            raise _failure(ends[0].code, ends[0].details)
+        trace.decode = decode_times(dict(end.metadata))
+        if end.code is not grpc.StatusCode.OK:
+            raise _failure(end.code, end.details)
 
     async def _send(
         self,
@@ -212,15 +215,43 @@ class _End:
     details: str | None
     metadata: Sequence[tuple[str, Any]]
 
+    @property
+    def is_own(self) -> bool:
+        """Whether grpc.aio made it."""
+        return self.code is grpc.StatusCode.INTERNAL and self.details == "Internal error from Core"
 
-def _end_of(call: "_Call") -> _End:
-    """How a call has ended, asked in its done callback.
 
-    Later it may be lost: where a message is sent to a call that the server has ended, grpc.aio puts INTERNAL
-    in the place of the status that has come (https://github.com/grpc/grpc/issues/36066).
+class _Ending:
+    """Tells how the server ended a call, also where the call has it wrong.
+
+    Where a message is sent to a call that the server has ended, grpc.aio sets a status of its own: before the
+    server's, which then replaces it, or in the place of the server's, which only the done callback has seen
+    (https://github.com/grpc/grpc/issues/36066).
+
+    Args:
+        call: that has not ended.
     """
-    metadata = _settled(call.trailing_metadata())
-    return _End(_settled(call.code()), _settled(call.details()), tuple(metadata or ()))
+
+    def __init__(self, call: "_Call") -> None:
+        self._call = call
+        self._first: _End | None = None
+        call.add_done_callback(self._note)
+
+    async def told(self) -> _End:
+        """The end of a call of which all was read; grpc.aio's own where no other comes soon."""
+        for _ in range(_LOOKS):
+            end = self._now() if self._first is None or self._first.is_own else self._first
+            if not end.is_own:
+                return end
+            await asyncio.sleep(_LOOK_EVERY_S)
+        return end
+
+    def _note(self, _: object) -> None:
+        self._first = self._now()
+
+    def _now(self) -> _End:
+        metadata = tuple(_settled(self._call.trailing_metadata()) or ())
+        return _End(_settled(self._call.code()), _settled(self._call.details()), metadata)
 
 
 def _settled(answer: Coroutine[Any, Any, _T]) -> _T:
