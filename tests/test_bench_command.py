@@ -1,14 +1,16 @@
 """`whisper-server bench`: its flags and exit codes, and sessions on a live server with the demo model."""
 
+import contextlib
 import csv
+import io
 import json
 import re
+import shlex
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as serve_websocket
 
 from tests.live_server import make_settings, running_server
+from whisper_server.cli.bench.flags import DOORS
 from whisper_server.cli.bench.session_log import COLUMNS
-from whisper_server.cli.main import main
+from whisper_server.cli.main import main, make_parser
 
 WEB_DOORS = ["ws", "realtime"]
 WAIT_S = 60.0
@@ -188,7 +191,7 @@ def test_a_wrong_key_is_no_load_test(bench: Bench, monkeypatch: pytest.MonkeyPat
 # On servers that fail
 
 
-@contextmanager
+@contextlib.contextmanager
 def websocket_server(handler: Callable[[ServerConnection], None]) -> Iterator[str]:
     with serve_websocket(handler, "127.0.0.1", 0) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -374,3 +377,32 @@ def test_other_commands_start_without_the_protocols() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+# docs/load-testing.md
+
+DOCS = (Path(__file__).parent.parent / "docs" / "load-testing.md").read_text(encoding="utf-8")
+EXAMPLES = [line for block in re.findall(r"```sh\n(.*?)```", DOCS, re.DOTALL) for line in block.splitlines()]
+
+
+def test_the_docs_have_every_flag_and_every_column() -> None:
+    own: set[str] = set()
+    for door in DOORS:
+        with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as told:
+            main(["bench", door, "--help"])
+        own |= set(re.findall(r"--[a-z][a-z-]+", told.getvalue()))
+    assert len(own) > 25
+    assert [flag for flag in sorted(own - {"--help"}) if flag not in DOCS] == []
+    assert [column.name for column in COLUMNS if f"`{column.name}`" not in DOCS] == []
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_an_example_of_the_docs_is_a_command(command: str) -> None:
+    name, *words = shlex.split(command)
+    assert name == "whisper-server"
+    parsed = make_parser().parse_args(words)
+    assert parsed.door in DOORS
+
+
+def test_the_docs_have_examples() -> None:
+    assert len(EXAMPLES) >= 3

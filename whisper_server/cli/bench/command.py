@@ -4,13 +4,15 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 
 from whisper_server.cli.bench.drivers.driver import Address, Driver, Pace, Wishes
 from whisper_server.cli.bench.flags import address_from, plan_from, wishes_from
-from whisper_server.cli.bench.load import Listeners, LoadPlan, LoadTest
+from whisper_server.cli.bench.load import Listeners, LoadTest
+from whisper_server.cli.bench.progress import progress_bar
+from whisper_server.cli.bench.report import Run, json_report, print_report
 from whisper_server.cli.bench.session import SessionRecord, Status
 from whisper_server.cli.bench.session_log import LogFormat, RowWriter, Sink
 from whisper_server.cli.bench.speech import Speech, load_speech, same_words
@@ -53,69 +55,88 @@ async def _run(arguments: argparse.Namespace) -> int:
     with ExitStack() as stack:
         sinks = _sinks(arguments, stack)
         await driver.check()
-        return await _measure(arguments, driver, plan, speech, is_right, sinks)
-
-
-async def _measure(
-    arguments: argparse.Namespace,
-    driver: Driver,
-    plan: LoadPlan,
-    speech: Speech,
-    is_right: Callable[[str], bool],
-    sinks: list[Sink],
-) -> int:
-    from whisper_server.cli.bench.report import Run, json_report, print_report
-
-    totals, warmup = Totals(), Totals()
-
-    def on_record(record: SessionRecord) -> None:
-        totals.add(record)
-        for sink in sinks:
-            sink.add(record)
-
-    load = LoadTest(
-        driver, plan, Listeners(on_record, warmup.add), audio_s=speech.duration_s, is_right=is_right
-    )
-    started_at = _now()
-    for sink in sinks:
-        sink.begin(started_at)
-    is_stopped = False
-
-    def stop() -> None:
-        nonlocal is_stopped
-        is_stopped = True
-        load.stop()
-
-    with stopping(stop, warn=_warn, close=lambda: None):
-        await load.run()
-    ended_at = _now()
-    for sink in sinks:
-        sink.end(ended_at)
-        if sink.error is not None:
-            _warn(f"Rows of sessions are missing: {sink.error.strerror or type(sink.error).__name__}.")
-    if not warmup.is_clean:
-        _warn(f"In the warm-up {_problems(warmup)}.")
+        bar = stack.enter_context(progress_bar(plan, is_shown=not arguments.log_sessions))
+        tally = _Tally(sinks, bar.advance)
+        load = LoadTest(
+            driver,
+            plan,
+            Listeners(tally.on_record, tally.on_warmup),
+            audio_s=speech.duration_s,
+            is_right=is_right,
+        )
+        started_at = _now()
+        tally.begin(started_at)
+        with stopping(load.stop, warn=_warn, close=bar.close):
+            await load.run()
+        bar.close()
+        ended_at = _now()
+        tally.end(ended_at)
     done = Run(
         door=driver.door,
         target=arguments.server,
         audio=speech.name,
         audio_s=speech.duration_s,
         is_realtime=arguments.realtime,
-        is_text_checked=arguments.check_text or arguments.expect is not None,
+        is_text_checked=_is_text_checked(arguments),
         plan=plan,
         started_at=started_at,
         ended_at=ended_at,
         elapsed_s=load.elapsed_s,
         interrupted=load.interrupted,
-        totals=totals,
+        totals=tally.totals,
     )
+    _report(done, arguments)
+    if load.is_stopped:
+        return INTERRUPTED
+    return 0 if tally.is_clean else _FAILED
+
+
+class _Tally:
+    """Takes records as they come: sums them up, writes their rows, moves the bar."""
+
+    def __init__(self, sinks: Sequence[Sink], advance: Callable[[], None]) -> None:
+        self.totals = Totals()
+        self._warmup = Totals()
+        self._sinks = sinks
+        self._advance = advance
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether every session that counts went well, and its row is written."""
+        return self.totals.is_clean and not any(sink.error for sink in self._sinks)
+
+    def begin(self, at: datetime) -> None:
+        """Before the first record."""
+        for sink in self._sinks:
+            sink.begin(at)
+
+    def on_record(self, record: SessionRecord) -> None:
+        """A session that counts."""
+        self.totals.add(record)
+        for sink in self._sinks:
+            sink.add(record)
+        self._advance()
+
+    def on_warmup(self, record: SessionRecord) -> None:
+        """A session that does not."""
+        self._warmup.add(record)
+        self._advance()
+
+    def end(self, at: datetime) -> None:
+        """After the last record; tells what the summary does not."""
+        for sink in self._sinks:
+            sink.end(at)
+            if sink.error is not None:
+                _warn(f"Rows of sessions are missing: {sink.error.strerror or type(sink.error).__name__}.")
+        if not self._warmup.is_clean:
+            _warn(f"In the warm-up {_problems(self._warmup)}.")
+
+
+def _report(done: Run, arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(json_report(done), ensure_ascii=False))
     else:
         print_report(done, sys.stderr if arguments.log_sessions else sys.stdout)
-    if is_stopped:
-        return INTERRUPTED
-    return 0 if totals.is_clean and not any(sink.error for sink in sinks) else _FAILED
 
 
 def _driver(arguments: argparse.Namespace, address: Address, speech: Speech, wishes: Wishes) -> Driver:
@@ -136,13 +157,17 @@ def _driver(arguments: argparse.Namespace, address: Address, speech: Speech, wis
             return RealtimeDriver(address, speech, wishes, chunk_ms=arguments.chunk_ms, pace=pace)
 
 
+def _is_text_checked(arguments: argparse.Namespace) -> bool:
+    return arguments.check_text or arguments.expect is not None
+
+
 def _check_of(arguments: argparse.Namespace, speech: Speech) -> Callable[[str], bool]:
     """What tells whether a text is right.
 
     Raises:
         ConfigurationError: nobody knows what is said.
     """
-    if not arguments.check_text and arguments.expect is None:
+    if not _is_text_checked(arguments):
         return lambda _: True
     said = speech.text
     if said is None:

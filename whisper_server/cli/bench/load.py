@@ -106,6 +106,11 @@ class LoadTest:
         return (self._clock() if self._end_s is None else self._end_s) - self._begin_s
 
     @property
+    def is_stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._is_stopped
+
+    @property
     def interrupted(self) -> int:
         """Sessions that count and were broken off by `stop`."""
         return self._interrupted

@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TextIO
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any, TextIO
 
 from whisper_server.cli.bench.histogram import Histogram
 from whisper_server.cli.bench.load import LoadPlan
 from whisper_server.cli.bench.session import Status
 from whisper_server.cli.bench.totals import CLIENT_MEASURES, SERVER_MEASURES, Measure, Totals
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 PERCENTS = (50, 90, 95, 99)
 
@@ -69,6 +68,9 @@ class Run:
 
 def print_report(run: Run, stream: TextIO) -> None:
     """Print the tables."""
+    from rich.console import Console
+    from rich.text import Text
+
     console = Console(file=stream, highlight=False, width=None if stream.isatty() else _WIDTH)
     plan = run.plan
     pace = "in real time" if run.is_realtime else "flat out"
@@ -115,7 +117,10 @@ def json_report(run: Run) -> dict[str, Any]:
     }
 
 
-def _sessions_table(run: Run) -> Table:
+def _sessions_table(run: Run) -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
     totals = run.totals
     table = Table(title="Sessions", title_justify="left", show_header=False)
     table.add_column()
@@ -134,7 +139,9 @@ def _sessions_table(run: Run) -> Table:
     return table
 
 
-def _times_table(title: str, measures: Sequence[Measure], histograms: dict[str, Histogram]) -> Table:
+def _times_table(title: str, measures: Sequence[Measure], histograms: dict[str, Histogram]) -> "Table":
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for head in ("sessions", "mean", *(f"p{percent}" for percent in PERCENTS), "max"):
