@@ -157,10 +157,7 @@ def test_a_refused_session_fails_with_the_code_of_its_door(
 
 def test_a_full_server_refuses_the_surplus_and_the_rest_is_right(bench: Bench) -> None:
     with running_server(make_settings(streaming={"max_sessions": 1})) as url:
-        done = bench(
-            *("ws", "--server", url, "--channels", "3", "--json", "--check-text", "--realtime"),
-            *("--ramp-steps", "3", "--ramp-interval-sec", "0.2"),
-        )
+        done = bench("ws", "--server", url, "--channels", "3", "--json", "--check-text", "--realtime")
     assert done.code == 1
     assert done.summary["sessions"] == {"ok": 1, "wrong_text": 0, "failed": 2, "interrupted": 0}
     assert done.summary["errors"] == {"MAX_SESSIONS_REACHED": 2}
@@ -168,12 +165,12 @@ def test_a_full_server_refuses_the_surplus_and_the_rest_is_right(bench: Bench) -
 
 def test_partials_of_realtime_come_where_a_delay_is_asked_for(server_url: str, bench: Bench) -> None:
     done = bench(
-        *("realtime", "--server", f"{server_url}/v1/", "--audio", "household_en.flac", "--delay", "minimal"),
-        *("--realtime", "--chunk-ms", "200", "--vad-silence", "0.3", "--log-sessions"),
+        *("realtime", "--server", f"{server_url}/v1/", "--delay", "minimal", "--realtime"),
+        *("--chunk-ms", "200", "--log-sessions"),
     )
     (row,) = [json.loads(line) for line in done.out.splitlines()]
     assert row["status"] == "ok"
-    assert row["finals"] == 8
+    assert row["finals"] == 1
     assert row["partials"] > 0
     assert 0 < row["first_partial_seconds"] < row["first_final_seconds"] < row["wall_seconds"]
 
@@ -250,7 +247,7 @@ def test_a_timeout_closes_the_connection(door: str, bench: Bench) -> None:
         closed.release()
 
     with websocket_server(handle) as url:
-        done = bench(door, "--server", url, "--json", "--timeout-s", "0.1")
+        done = bench(door, "--server", url, "--json", "--timeout-s", "1")
         for _ in range(2):  # the check and the session
             assert closed.acquire(timeout=30)
     assert (done.code, done.summary["errors"]) == (1, {"TIMEOUT": 1})

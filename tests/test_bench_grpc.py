@@ -341,7 +341,7 @@ def test_a_session_that_never_ends_times_out_and_is_called_off(serve: Serve, ben
         called_off.wait(WAIT_S)
         yield ended()
 
-    done = bench(serve(Service(script=script)), "--timeout-s", "0.2")
+    done = bench(serve(Service(script=script)), "--timeout-s", "1")
     assert (done.code, done.summary["errors"]) == (1, {"TIMEOUT": 1})
     assert called_off.wait(WAIT_S)
 

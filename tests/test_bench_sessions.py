@@ -14,7 +14,7 @@ from pathlib import Path
 import anyio
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whisper_server.cli.bench.drivers.driver import Pace, send_audio
@@ -35,11 +35,14 @@ from whisper_server.core.types import SAMPLE_RATE
 
 pytestmark = pytest.mark.anyio
 
+quietly = settings(derandomize=True, database=None, deadline=None)
+
 # The histogram
 
 values = st.lists(st.floats(0, 1e9, allow_nan=False), min_size=1, max_size=200)
 
 
+@quietly
 @given(values, st.floats(0, 100))
 def test_a_percentile_is_the_nearest_rank_within_the_error(values: list[float], percent: float) -> None:
     histogram = Histogram()
@@ -51,6 +54,7 @@ def test_a_percentile_is_the_nearest_rank_within_the_error(values: list[float], 
     assert RELATIVE_ERROR < 0.01
 
 
+@quietly
 @given(values)
 def test_count_mean_and_maximum_are_exact_and_percentiles_rise(values: list[float]) -> None:
     histogram = Histogram()
@@ -162,6 +166,7 @@ def test_markdown_has_a_head_what_the_columns_mean_and_both_times() -> None:
     )
 
 
+@quietly
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_comes_back_from_each_format_for_programs(text: str) -> None:
     record = replace(RECORD, text=text)
@@ -172,6 +177,7 @@ def test_any_text_comes_back_from_each_format_for_programs(text: str) -> None:
         assert rows[0][-1] == text
 
 
+@quietly
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_no_text_breaks_a_markdown_table(text: str) -> None:
     row = RowWriter(LogFormat.MARKDOWN, "").row(replace(RECORD, text=text))
@@ -354,6 +360,7 @@ plans = st.integers(1, 60).flatmap(
 )
 
 
+@quietly
 @given(plans)
 def test_channels_begin_in_even_batches(plan: LoadPlan) -> None:
     delays_s = plan.ramp_delays_s()
