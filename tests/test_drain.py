@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -57,9 +58,11 @@ def wait_until_draining(url: str) -> None:
 
 
 @contextmanager
-def draining_server(engine: ScriptedEngine, grace_s: float) -> Iterator[tuple[str, DrainingServer]]:
+def draining_server(
+    engine: ScriptedEngine, grace_s: float, **sections: Any
+) -> Iterator[tuple[str, DrainingServer]]:
     """A server that is told to stop by `handle_exit`, and has stopped when the block has ended."""
-    settings = make_settings(transcription={"vad_filter": False})
+    settings = make_settings(transcription={"vad_filter": False}, **sections)
     app = create_app(settings, engines={"faster-whisper": engine.load})
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = DrainingServer(
@@ -109,6 +112,23 @@ def test_what_runs_and_waits_is_finished_and_new_work_is_refused(caplog: pytest.
     assert any("2 requests inside and 0 live streams have 30 s" in line for line in caplog.messages)
     assert any(line.startswith("Drained: everything is finished") for line in caplog.messages)
     assert not [record for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_no_model_is_loaded_by_hand_any_more() -> None:
+    gate = threading.Event()
+    engine = ScriptedEngine([Step("first", gate=gate)])
+    admin = {"enabled": True, "token": "the-operators-token-0123456789"}
+    with draining_server(engine, _STOP_S, admin=admin) as (url, server):
+        running = Background(lambda: transcribe(url))
+        engine.wait_for_windows(1)
+        server.handle_exit(signal.SIGTERM, None)
+        wait_until_draining(url)
+        headers = {"Authorization": f"Bearer {admin['token']}"}
+        refused = request("POST", f"{url}/admin/load_model", json={"model": "tiny"}, headers=headers)
+        assert (refused.status_code, refused.json()["code"]) == (503, "ERR1012")
+        assert 1 <= int(refused.headers["retry-after"]) <= _STOP_S
+        gate.set()
+        assert running.result().json()["text"] == "first"
 
 
 def test_what_is_not_finished_in_time_is_cut_off_and_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 from whisper_server.api import errors as wire
-from whisper_server.api.error_table import ERR_CODES, WIRE_ERRORS, err_code
+from whisper_server.api.error_table import ADMIN_CODES, ERR_CODES, WIRE_ERRORS, err_code
 from whisper_server.api.request_id import RequestIdMiddleware, request_id
 from whisper_server.api.unread_body import UnreadBodyMiddleware
 from whisper_server.core import errors as core
@@ -90,10 +90,17 @@ def test_what_the_client_must_change_is_4xx_and_what_it_cannot_is_5xx() -> None:
 
 
 def test_every_fault_has_a_code_of_grpc_and_every_code_a_meaning() -> None:
-    codes = {err_code(make(kind)) for kind in WIRE_ERRORS}
+    codes = {err_code(make(kind)) for kind in WIRE_ERRORS if not issubclass(kind, core.AdminError)}
     # Which call failed, and which field is wrong, tells these apart.
     assert codes | {"ERR1001", "ERR1003", "ERR3001"} == set(ERR_CODES)
     assert all(hasattr(grpc.StatusCode, row.status) for row in ERR_CODES.values())
+
+
+def test_every_fault_of_the_admin_api_has_a_code_of_its_own() -> None:
+    kinds = core.AdminError.__subclasses__()
+    assert sorted(err_code(make(kind)) for kind in kinds) == list(ADMIN_CODES)
+    statuses = {err_code(make(kind)): WIRE_ERRORS[kind].status for kind in kinds}
+    assert statuses == {"ERR4001": 501, "ERR4002": 409, "ERR4003": 400, "ERR4004": 401, "ERR4005": 403}
 
 
 @pytest.mark.parametrize(

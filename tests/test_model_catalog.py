@@ -233,3 +233,15 @@ def test_a_default_path_is_not_listed(tmp_path: Path) -> None:
     names = catalog(default=str(tmp_path))
     assert names.resolve("gpt-4o-transcribe").path == tmp_path
     assert str(tmp_path) not in names.names()
+
+
+def test_a_place_is_a_repository_or_any_folder_and_never_a_name(tmp_path: Path) -> None:
+    names = catalog(aliases={"acme/model": "tiny"}, demo_path=tmp_path / "demo")
+    for name in ("demo", "model"):
+        (tmp_path / name).mkdir()
+    assert names.at_place(" acme/model ").repo_id == "acme/model"
+    assert names.at_place(f"{tmp_path}/demo/../model").path == (tmp_path / "model").resolve()
+    assert names.at_place(str(tmp_path / "demo")).id == "demo"
+    for place in ("tiny", "demo", "whisper-1", "", "acme/../model", str(tmp_path / "missing"), "/\0", "~/x"):
+        with pytest.raises(ModelNotFoundError):
+            names.at_place(place)

@@ -513,6 +513,31 @@ async def test_a_model_in_use_is_unloaded_when_its_last_user_leaves(workshop: Wo
         assert await use(manager, "a") is workshop.engines[1]
 
 
+async def test_a_model_that_is_kept_after_all_stays(workshop: Workshop) -> None:
+    async with workshop.manager() as manager:
+        assert not manager.keep(model("a"))
+        user = await user_of(manager, "a")
+        assert not manager.keep(model("a")), "nobody has asked for it to be unloaded"
+        await manager.unload(model("a"))
+        assert [one.is_unwanted for one in manager.loaded()] == [True]
+        assert manager.keep(model("a"))
+        assert [one.is_unwanted for one in manager.loaded()] == [False]
+        await user.leave()
+        await all_that_can_run()
+        assert ids(manager) == ["a"]
+
+
+async def test_nothing_is_kept_once_the_manager_closes(workshop: Workshop) -> None:
+    async with workshop.manager() as manager:
+        user = await user_of(manager, "a")
+        closing = asyncio.create_task(manager.close())
+        await all_that_can_run()
+        assert not manager.keep(model("a"))
+        await user.leave()
+        await closing
+    assert workshop.events == ["load a", "close a"]
+
+
 async def test_a_model_unloaded_while_it_loads_goes_after_its_load(workshop: Workshop) -> None:
     workshop.shut("load a")
     async with workshop.manager() as manager:

@@ -329,3 +329,24 @@ def test_vercels_sdk_gets_its_chat_answered(run_openai: Run, english: dict[str, 
     assert is_said(english, "".join(result["deltas"]))
     assert result["finishReason"] == "stop"
     assert result["usage"]["outputTokens"] > 0
+
+
+# gRPC
+
+
+def test_a_client_made_from_the_proto_alone(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "stt.sock"
+    samples = Path(__file__).parent.parent / "whisper_server" / "demo" / "samples"
+    with running_server(make_settings(grpc={"port": None, "unix_socket": path})):
+        told = run(
+            "grpc",
+            address=f"unix:{path}",
+            wav=str(samples / "kitchen_en.wav"),
+            file=str(samples / "train_de.ogg"),
+        )
+    assert told["heard"]["texts"] == ["Send a message to David on Monday."]
+    assert told["heard"]["words"] == ["Send", "a", "message", "to", "David", "on", "Monday."]
+    assert told["heard"]["count"] >= 1
+    assert (told["language"], told["tokenCharacters"]) == ("en", 32)
+    assert told["recognized"].startswith("Die Nummer ist null, sieben, neun.")
+    assert told["refused"] == {"code": "INVALID_ARGUMENT", "details": "ERR1001: 'session_id' is missing."}

@@ -4,7 +4,8 @@ import logging
 import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypedDict
@@ -19,7 +20,7 @@ from whisper_server.api.documentation.app import DescribedApp
 from whisper_server.api.openai import chat, client_secrets, languages, models, transcriptions
 from whisper_server.api.openai.realtime import routes as realtime
 from whisper_server.api.openai.realtime.session import RealtimeLimits
-from whisper_server.api.operations import debug, health, requests, scheduler
+from whisper_server.api.operations import admin, debug, health, requests, scheduler
 from whisper_server.api.services import Services
 from whisper_server.api.streams import chunked, websocket
 from whisper_server.config import Settings
@@ -28,10 +29,13 @@ from whisper_server.core.admission import AdmissionLimits, ClientLimits
 from whisper_server.core.engine import ComputeChoice, Engine, EngineLoader
 from whisper_server.core.errors import ConfigurationError, WhisperServerError
 from whisper_server.core.hardware import Decision, HardwareFacts
+from whisper_server.core.retention import RetentionLimits
 from whisper_server.engines.blas_threads import use_one_blas_thread
 from whisper_server.engines.hardware_probe import gather_facts
 from whisper_server.engines.isolation import isolated
 from whisper_server.services.admission import Admission
+from whisper_server.services.archive_folder import ArchiveFolder
+from whisper_server.services.audio_archive import AudioArchive
 from whisper_server.services.audio_processor import AudioProcessor
 from whisper_server.services.calibration import Calibrator
 from whisper_server.services.calibration_cache import CalibrationCache, platform_cache_folder
@@ -76,6 +80,7 @@ class _Plan:
     catalog: ModelCatalog
     load: EngineLoader
     calibrator: Calibrator | None
+    recordings: ArchiveFolder | None = None
 
 
 def create_app(
@@ -95,6 +100,10 @@ def create_app(
         ConfigurationError: the settings cannot work on this machine.
     """
     plan = _plan(settings, engines, facts, settings.model.engine_isolation, measure_engine)
+    if settings.storage.persist_audio:
+        recordings = ArchiveFolder(settings.storage.directory)
+        recordings.prepare()
+        plan = replace(plan, recordings=recordings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
@@ -126,6 +135,7 @@ def create_app(
     app.include_router(health.router)
     app.include_router(debug.router)
     app.include_router(scheduler.router)
+    app.include_router(admin.router)
     return app
 
 
@@ -226,6 +236,10 @@ async def _start_services(stack: AsyncExitStack, plan: _Plan) -> Services:
     threads = max(2, compute.cpu_threads * compute.workers)
     admission = _admission(settings, work, lanes=compute.workers)
     timings = StreamTimings(work)
+    archive = None
+    if plan.recordings is not None:
+        # Ends after the streams, whose last words it writes.
+        archive = await stack.enter_async_context(_archive(settings, plan.recordings))
     services = Services(
         settings=settings,
         catalog=catalog,
@@ -242,10 +256,11 @@ async def _start_services(stack: AsyncExitStack, plan: _Plan) -> Services:
             max_parallel=threads,
             short_file_s=settings.scheduler.short_file_s,
         ),
-        streams=await stack.enter_async_context(_streams(settings, manager, timings)),
+        streams=await stack.enter_async_context(_streams(settings, manager, timings, archive)),
         stream_timings=timings,
         admission=admission,
         requests=RequestRegistry(admission, deadline_s=settings.limits.request_deadline_s or None),
+        archive=archive,
     )
     preload = [catalog.resolve(name) for name in settings.model.preload]
     if preload:
@@ -264,7 +279,16 @@ def _scheduler_limits(settings: Settings) -> SchedulerLimits:
     )
 
 
-def _streams(settings: Settings, manager: ModelManager, scheduler: StreamTimings) -> StreamService:
+def _archive(settings: Settings, folder: ArchiveFolder) -> AudioArchive:
+    storage = settings.storage
+    max_age = None if storage.max_age_days is None else timedelta(days=storage.max_age_days)
+    limits = RetentionLimits(storage.max_bytes, storage.max_files, max_age)
+    return AudioArchive(folder, limits, queue_max_chunks=storage.queue_max_chunks)
+
+
+def _streams(
+    settings: Settings, manager: ModelManager, scheduler: StreamTimings, archive: AudioArchive | None
+) -> StreamService:
     streaming = settings.streaming
     detectors = VoiceDetectorPool(
         _new_voice_detector,
@@ -286,7 +310,7 @@ def _streams(settings: Settings, manager: ModelManager, scheduler: StreamTimings
         max_queue_depth=streaming.max_queue_depth,
         max_estimated_wait_s=streaming.max_estimated_server_total_ms / 1000,
     )
-    return StreamService(manager, scheduler, detectors, limits)
+    return StreamService(manager, scheduler, detectors, limits, archive=archive)
 
 
 def _realtime_limits(settings: Settings) -> RealtimeLimits:

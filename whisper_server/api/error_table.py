@@ -19,7 +19,7 @@ class WireError:
         type: OpenAI's `type`.
         code: OpenAI's `code`, where the fault itself brings none.
         should_retry: the `x-should-retry` header, which overrides what clients do by status; None leaves it.
-        err: the code of gRPC; None takes that of the class above.
+        err: the code of gRPC and of the admin API; None takes that of the class above.
         stt: the code of `/ws/stt`; None takes that of the class above.
     """
 
@@ -59,10 +59,8 @@ WIRE_ERRORS: dict[type[errors.WhisperServerError], WireError] = {
     errors.SessionExistsError: WireError(
         400, INVALID_REQUEST, "session_exists", err="ERR1002", stt="SESSION_EXISTS"
     ),
-    errors.SessionEndedError: WireError(400, INVALID_REQUEST, "session_ended", err="ERR1014"),
-    errors.EmptyCommitError: WireError(
-        400, INVALID_REQUEST, "input_audio_buffer_commit_empty", err="ERR1014"
-    ),
+    errors.SessionEndedError: WireError(400, INVALID_REQUEST, "session_ended"),
+    errors.EmptyCommitError: WireError(400, INVALID_REQUEST, "input_audio_buffer_commit_empty"),
     errors.ChunkTooLongError: WireError(400, INVALID_REQUEST, "chunk_too_long", err="ERR1007"),
     errors.MissingApiKeyError: WireError(401, INVALID_REQUEST, "missing_api_key", err="ERR1009"),
     errors.InvalidApiKeyError: WireError(401, INVALID_REQUEST, "invalid_api_key", err="ERR1009"),
@@ -71,7 +69,7 @@ WIRE_ERRORS: dict[type[errors.WhisperServerError], WireError] = {
     errors.UploadStalledError: WireError(408, INVALID_REQUEST, "upload_stalled", err="ERR1006"),
     errors.UploadTooLargeError: WireError(413, INVALID_REQUEST, "file_too_large", err="ERR1007"),
     errors.ModelNotFoundError: WireError(
-        404, INVALID_REQUEST, "model_not_found", err="ERR1015", stt="INVALID_MESSAGE"
+        404, INVALID_REQUEST, "model_not_found", err="ERR1014", stt="INVALID_MESSAGE"
     ),
     errors.ModelUnavailableError: WireError(503, SERVER_ERROR, "model_unavailable", err="ERR2003"),
     errors.ModelAccessDeniedError: WireError(503, SERVER_ERROR, "model_access_denied", should_retry=False),
@@ -105,10 +103,10 @@ WIRE_ERRORS: dict[type[errors.WhisperServerError], WireError] = {
     errors.QueueCongestedError: WireError(429, "rate_limit_error", "queue_congested", should_retry=True),
     errors.AudioMemoryFullError: WireError(429, "rate_limit_error", "audio_memory_full", should_retry=True),
     errors.RequestCancelledError: WireError(
-        409, INVALID_REQUEST, "request_cancelled", should_retry=False, err="ERR1016"
+        409, INVALID_REQUEST, "request_cancelled", should_retry=False, err="ERR1015"
     ),
     errors.DeadlineExceededError: WireError(
-        504, SERVER_ERROR, "deadline_exceeded", should_retry=False, err="ERR1017"
+        504, SERVER_ERROR, "deadline_exceeded", should_retry=False, err="ERR1016"
     ),
     errors.SessionTimeoutError: WireError(
         408, INVALID_REQUEST, "session_timeout", should_retry=False, err="ERR1006"
@@ -120,8 +118,18 @@ WIRE_ERRORS: dict[type[errors.WhisperServerError], WireError] = {
         403, INVALID_REQUEST, "invalid_session_token", should_retry=False, err="ERR1005"
     ),
     errors.SlowReaderError: WireError(
-        408, INVALID_REQUEST, "reader_too_slow", should_retry=False, err="ERR1018"
+        408, INVALID_REQUEST, "reader_too_slow", should_retry=False, err="ERR1017"
     ),
+    errors.AdminError: WireError(500, SERVER_ERROR, "admin_error", should_retry=False),
+    errors.AdminDisabledError: WireError(
+        501, SERVER_ERROR, "admin_disabled", should_retry=False, err="ERR4001"
+    ),
+    errors.ModelAlreadyLoadedError: WireError(
+        409, INVALID_REQUEST, "model_already_loaded", should_retry=False, err="ERR4002"
+    ),
+    errors.AdminModelError: WireError(400, INVALID_REQUEST, "admin_model", err="ERR4003"),
+    errors.InvalidAdminTokenError: WireError(401, INVALID_REQUEST, "invalid_admin_token", err="ERR4004"),
+    errors.ModelPathNotAllowedError: WireError(403, INVALID_REQUEST, "model_path_not_allowed", err="ERR4005"),
     errors.EngineError: WireError(
         500, SERVER_ERROR, "inference_failed", err="ERR2002", stt="INFERENCE_ERROR"
     ),
@@ -147,11 +155,10 @@ ERR_CODES: Mapping[str, ErrCode] = MappingProxyType(
         "ERR1011": ErrCode("RESOURCE_EXHAUSTED", "too much is waiting; see `RetryInfo`"),
         "ERR1012": ErrCode("UNAVAILABLE", "the server is stopping"),
         "ERR1013": ErrCode("INVALID_ARGUMENT", "the recording cannot be used as audio"),
-        "ERR1014": ErrCode("FAILED_PRECONDITION", "the session takes that no more, or not yet"),
-        "ERR1015": ErrCode("NOT_FOUND", "no model goes by this name, or it may not be used"),
-        "ERR1016": ErrCode("CANCELLED", "the call was called off on the server"),
-        "ERR1017": ErrCode("DEADLINE_EXCEEDED", "the call took longer than it may"),
-        "ERR1018": ErrCode("RESOURCE_EXHAUSTED", "the client does not read its transcripts"),
+        "ERR1014": ErrCode("NOT_FOUND", "no model goes by this name, or it may not be used"),
+        "ERR1015": ErrCode("CANCELLED", "the call was called off on the server"),
+        "ERR1016": ErrCode("DEADLINE_EXCEEDED", "the call took longer than it may"),
+        "ERR1017": ErrCode("RESOURCE_EXHAUSTED", "the client does not read its transcripts"),
         "ERR2001": ErrCode("INTERNAL", "a decode did not end in time"),
         "ERR2002": ErrCode("INTERNAL", "a decode failed"),
         "ERR2003": ErrCode("UNAVAILABLE", "the model cannot be had now"),
@@ -161,12 +168,23 @@ ERR_CODES: Mapping[str, ErrCode] = MappingProxyType(
 )
 """Every code of gRPC."""
 
+ADMIN_CODES: Mapping[str, str] = MappingProxyType(
+    {
+        "ERR4001": "the admin API is not enabled",
+        "ERR4002": "the model is loaded already",
+        "ERR4003": "no such model, or it is not loaded, or it is the default and so not unloaded",
+        "ERR4004": "the admin token is missing or wrong",
+        "ERR4005": "`model_path` is not allowed",
+    }
+)
+"""The codes that only the admin API has, over HTTP, with their meaning."""
+
 _ERR_OF_PARAMS = MappingProxyType({"session_id": "ERR1001", "vad_threshold": "ERR1003"})
 """Fields whose faults have a code of their own."""
 
 
 def err_code(error: errors.WhisperServerError) -> str:
-    """The code of a fault over gRPC."""
+    """The code of a fault over gRPC and from the admin API."""
     rows = _rows_upwards(error)
     code = next(row.err for row in rows if row.err is not None)
     return _ERR_OF_PARAMS.get(error.param or "", code) if code == "ERR1010" else code

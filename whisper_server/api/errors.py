@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from whisper_server.api.error_table import INVALID_REQUEST, SERVER_ERROR, WIRE_ERRORS
+from whisper_server.api.error_table import INVALID_REQUEST, WIRE_ERRORS
 from whisper_server.api.request_id import request_id
 from whisper_server.api.unread_body import UnreadBodyMiddleware
 from whisper_server.core import errors
@@ -43,6 +43,13 @@ def error_response(error: errors.WhisperServerError) -> JSONResponse:
     """The answer to a request that failed with `error`."""
     wire = WIRE_ERRORS[type(error)]
     code = getattr(error, "code", None) or wire.code
+    body = error_body(error.message, wire.type, error.param, code)
+    return JSONResponse(body, status_code=wire.status, headers=error_headers(error))
+
+
+def error_headers(error: errors.WhisperServerError) -> dict[str, str]:
+    """What an answer about `error` says in its headers."""
+    wire = WIRE_ERRORS[type(error)]
     headers = {}
     should_retry = wire.should_retry
     if isinstance(error, errors.ModelDownloadError):
@@ -53,8 +60,23 @@ def error_response(error: errors.WhisperServerError) -> JSONResponse:
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, errors.ServerBusyError):
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
-    return JSONResponse(
-        error_body(error.message, wire.type, error.param, code), status_code=wire.status, headers=headers
+    return headers
+
+
+def log_fault(error: errors.WhisperServerError) -> None:
+    """Log a fault with its causes, which the client does not get to see."""
+    status = WIRE_ERRORS[type(error)].status
+    is_fault = status >= 500 and not isinstance(error, errors.ServerBusyError | errors.DeadlineExceededError)
+    level = logging.ERROR if is_fault else logging.INFO
+    causes = f" ({error.causes})" if status >= 500 and error.causes else ""
+    logger.log(level, "%s: %s%s", type(error).__name__, error.message, causes)
+    logger.debug("It was raised here", exc_info=error)
+
+
+def unknown_error() -> errors.WhisperServerError:
+    """What a client is told of a fault that nobody foresaw: where to look for it."""
+    return errors.WhisperServerError(
+        f"The server failed on this request. Its log has the details under request id {request_id()}."
     )
 
 
@@ -70,12 +92,7 @@ def install(app: FastAPI) -> None:
 
 async def _on_named(_: Request, error: Exception) -> Response:
     named = cast("errors.WhisperServerError", error)
-    status = WIRE_ERRORS[type(named)].status
-    is_fault = status >= 500 and not isinstance(named, errors.ServerBusyError | errors.DeadlineExceededError)
-    level = logging.ERROR if is_fault else logging.INFO
-    causes = f" ({named.causes})" if status >= 500 and named.causes else ""
-    logger.log(level, "%s: %s%s", type(named).__name__, named.message, causes)
-    logger.debug("It was raised here", exc_info=named)
+    log_fault(named)
     return error_response(named)
 
 
@@ -124,10 +141,4 @@ class _UnknownErrorMiddleware:
             if scope["type"] != "http" or has_started:
                 raise
             logger.exception("The request failed")
-            await _unknown_response()(scope, receive, send)
-
-
-def _unknown_response() -> Response:
-    message = f"The server failed on this request. Its log has the details under request id {request_id()}."
-    body = error_body(message, SERVER_ERROR, code="internal_error")
-    return JSONResponse(body, status_code=500, headers={"x-should-retry": "false"})
+            await error_response(unknown_error())(scope, receive, send)

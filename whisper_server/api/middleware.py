@@ -5,7 +5,9 @@ from starlette.middleware.cors import CORSMiddleware
 
 from whisper_server.api import errors
 from whisper_server.api.access_log import AccessLogMiddleware
+from whisper_server.api.admin_token import check_admin_settings
 from whisper_server.api.callers import HostMiddleware, WebSocketOriginMiddleware, check_allowed_hosts
+from whisper_server.api.operations import admin
 from whisper_server.api.paths import PathMiddleware
 from whisper_server.api.request_id import HEADER, RequestIdMiddleware
 from whisper_server.api.response_headers import SecurityHeadersMiddleware
@@ -23,15 +25,18 @@ def install(app: FastAPI, settings: Settings) -> ApiKeys:
         The keys that open the server.
 
     Raises:
-        ConfigurationError: the settings of keys, hosts or open paths are wrong.
+        ConfigurationError: the settings of keys, hosts, open paths or the admin API are wrong.
     """
     server, security = settings.server, settings.security
     check_allowed_hosts(server.allowed_hosts)
     check_open_paths(security.open_paths)
     keys = load_api_keys(settings)
+    check_admin_settings(settings.admin, keys)
     if keys:
         # Inside the path's middleware: it must judge the path that is routed.
-        app.add_middleware(AuthenticationMiddleware, keys=keys, open_paths=security.open_paths)
+        app.add_middleware(
+            AuthenticationMiddleware, keys=keys, open_paths=security.open_paths, own_paths=admin.PATHS
+        )
     app.add_middleware(WebSocketOriginMiddleware, allowed_origins=server.allowed_origins)
     app.add_middleware(PathMiddleware)
     app.add_middleware(HostMiddleware, allowed_hosts=server.allowed_hosts)

@@ -22,7 +22,8 @@ from whisper_server.core.errors import ConfigurationError, InvalidApiKeyError, M
 logger = logging.getLogger(__name__)
 
 _STATE_KEY = "api_key_name"
-_SHORT_CHARACTERS = 16
+SHORT_CHARACTERS = 16
+"""Shorter keys can be guessed."""
 
 _ENTRY = re.compile(r"(?:(?P<name>[\w.@-]{1,64}):\s*)?(?P<key>[!-9;-~]+)", re.ASCII)
 """A key of visible ASCII characters without colon, and the name it may have."""
@@ -71,13 +72,13 @@ def load_api_keys(settings: Settings) -> ApiKeys:
     ]
     if security.api_keys_file is not None:
         entries += _read_file(security.api_keys_file)
-    short = sum(len(key) < _SHORT_CHARACTERS for _, key in entries)
+    short = sum(len(key) < SHORT_CHARACTERS for _, key in entries)
     if short:
         logger.warning(
             "%d of %d API keys have fewer than %d characters; such keys can be guessed.",
             short,
             len(entries),
-            _SHORT_CHARACTERS,
+            SHORT_CHARACTERS,
         )
     if not entries and not is_loopback(settings.server.host):
         logger.warning(
@@ -128,12 +129,20 @@ class AuthenticationMiddleware:
         app: gets the requests that bring a key.
         keys: those that open it.
         open_paths: paths that GET and HEAD reach without a key; see `check_open_paths`.
+        own_paths: paths whose routes ask for a secret of their own instead.
     """
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, open_paths: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: ApiKeys,
+        open_paths: Collection[str] = (),
+        own_paths: Collection[str] = (),
+    ) -> None:
         self._app = app
         self._keys = keys
         self._open_paths = frozenset(path for path in open_paths if not path.endswith("/*"))
+        self._own_paths = frozenset(own_paths)
         self._open_folders = tuple(path[:-1] for path in open_paths if path.endswith("/*"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -154,24 +163,37 @@ class AuthenticationMiddleware:
             await refuse(MissingApiKeyError(message), scope, receive, send)
 
     def _is_open(self, scope: Scope) -> bool:
+        if scope["type"] != "http":
+            return False
         path: str = scope["path"]
+        if path in self._own_paths:
+            return True
         is_open = path in self._open_paths or path.startswith(self._open_folders)
-        return is_open and scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
+        return is_open and scope["method"] in ("GET", "HEAD")
 
 
 def presented_keys(scope: Scope) -> Iterator[bytes]:
     """Every key a request brings: as OpenAI's clients, Azure's clients, and browsers' WebSockets send it."""
-    headers = Headers(scope=scope)
-    for value in headers.getlist("authorization"):
-        scheme, _, token = value.partition(" ")
-        if scheme.lower() == "bearer" and token.strip():
-            yield token.strip().encode("latin-1")
-    for value in headers.getlist("api-key"):
+    yield from bearer_tokens(scope)
+    for value in Headers(scope=scope).getlist("api-key"):
         if value.strip():
             yield value.strip().encode("latin-1")
     for protocol in scope.get("subprotocols", ()):
         if protocol.startswith(_SUBPROTOCOL):
             yield protocol.removeprefix(_SUBPROTOCOL).encode("utf-8", "replace")
+
+
+def bearer_tokens(scope: Scope) -> Iterator[bytes]:
+    """What a request brings as `Authorization: Bearer`."""
+    for value in Headers(scope=scope).getlist("authorization"):
+        scheme, _, token = value.partition(" ")
+        if scheme.lower() == "bearer" and token.strip():
+            yield token.strip().encode("latin-1")
+
+
+def is_same_secret(one: bytes, other: bytes) -> bool:
+    """Whether two secrets are equal; takes the same time for any."""
+    return hmac.compare_digest(_digest(one), _digest(other))
 
 
 def _owners(scope: Scope, presented: Iterable[bytes]) -> list[str]:

@@ -7,6 +7,7 @@ from fastapi import Depends, Request
 
 from whisper_server.config import Settings
 from whisper_server.services.admission import Admission
+from whisper_server.services.audio_archive import AudioArchive
 from whisper_server.services.audio_processor import AudioProcessor
 from whisper_server.services.model_catalog import ModelCatalog
 from whisper_server.services.model_manager import ModelManager
@@ -31,6 +32,7 @@ class Services:
     stream_timings: StreamTimings
     admission: Admission
     requests: RequestRegistry
+    archive: AudioArchive | None
 
 
 def get_services(request: Request) -> Services:

@@ -5,6 +5,7 @@ and says where each value came from. There is no settings object at module level
 given them.
 """
 
+from whisper_server.config.admin_schema import AdminSettings
 from whisper_server.config.leaves import Leaf, Setting, Shape, leaves_of
 from whisper_server.config.live_schema import StreamingSettings, VadSettings
 from whisper_server.config.loading import LoadedSettings, load_settings
@@ -19,9 +20,11 @@ from whisper_server.config.schema import (
     TranscriptionSettings,
     section_summary,
 )
+from whisper_server.config.storage_schema import StorageSettings
 from whisper_server.config.values import effective_values, toml_key, toml_value
 
 __all__ = [
+    "AdminSettings",
     "DecodeProfile",
     "Leaf",
     "LimitSettings",
@@ -33,6 +36,7 @@ __all__ = [
     "Setting",
     "Settings",
     "Shape",
+    "StorageSettings",
     "StreamingSettings",
     "TranscriptionSettings",
     "VadSettings",

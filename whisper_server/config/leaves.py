@@ -120,11 +120,14 @@ def leaves_of(model: type[BaseModel], path: tuple[str, ...] = ()) -> tuple[Leaf,
 def nearest_name(name: str, known: Iterable[str]) -> str:
     """The known dotted name a mistaken one most likely means.
 
-    The same key in another section comes before a name that is merely spelled alike.
+    The same key in another section comes before a name that is merely spelled alike; of a key without a
+    section, the first section that has it.
     """
     names = list(known)
     key = name.rpartition(".")[2]
     same_key = [candidate for candidate in names if candidate.rpartition(".")[2] == key]
+    if same_key and key == name:
+        return same_key[0]
     return difflib.get_close_matches(name, same_key or names, n=1, cutoff=0.0)[0]
 
 

@@ -7,6 +7,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
+from whisper_server.config.admin_schema import AdminSettings
 from whisper_server.config.fields import (
     ComputeType,
     FrozenMapping,
@@ -23,6 +24,7 @@ from whisper_server.config.grpc_schema import GrpcSettings
 from whisper_server.config.leaves import Setting
 from whisper_server.config.live_schema import StreamingSettings, VadSettings
 from whisper_server.config.profiles import DecodeProfile, with_built_in_profiles
+from whisper_server.config.storage_schema import StorageSettings
 
 
 class ServerSettings(Section):
@@ -330,6 +332,7 @@ class Settings(BaseSettings):
     server: ServerSettings = Field(default_factory=ServerSettings)
     grpc: GrpcSettings = Field(default_factory=GrpcSettings)
     security: SecuritySettings = Field(default_factory=SecuritySettings)
+    admin: AdminSettings = Field(default_factory=AdminSettings)
     logging: LoggingSettings = Field(default_factory=LoggingSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
@@ -337,6 +340,7 @@ class Settings(BaseSettings):
     scheduler: SchedulerSettings = Field(default_factory=SchedulerSettings)
     vad: VadSettings = Field(default_factory=VadSettings)
     streaming: StreamingSettings = Field(default_factory=StreamingSettings)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
     decode_profiles: Annotated[FrozenMapping[DecodeProfile], BeforeValidator(with_built_in_profiles)] = Field(
         default_factory=dict, description="Decode options by profile name."
     )

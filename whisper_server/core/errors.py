@@ -37,6 +37,12 @@
     ├── UnknownSessionError           no live session of this name is open
     ├── InvalidSessionTokenError      the message lacks the token of its live session
     ├── SlowReaderError               the client does not read what the session tells it
+    ├── AdminError                    of the admin API
+    │   ├── AdminDisabledError
+    │   ├── InvalidAdminTokenError
+    │   ├── ModelAlreadyLoadedError
+    │   ├── AdminModelError           the model is not there, or is the default
+    │   └── ModelPathNotAllowedError
     └── EngineError                   inference failed
         ├── EngineOutOfMemoryError
         ├── EngineCrashedError        the process that ran the model died, twice
@@ -240,6 +246,30 @@ class InvalidSessionTokenError(WhisperServerError):
 
 class SlowReaderError(WhisperServerError):
     """The client of a live session does not read its transcripts."""
+
+
+class AdminError(WhisperServerError):
+    """A fault of the admin API's own."""
+
+
+class AdminDisabledError(AdminError):
+    """The server does not serve the admin API."""
+
+
+class InvalidAdminTokenError(AdminError):
+    """The request does not bring the admin token."""
+
+
+class ModelAlreadyLoadedError(AdminError):
+    """The model that is to be loaded is loaded."""
+
+
+class AdminModelError(AdminError):
+    """The model does not exist, is not loaded, or is the default and so not unloaded."""
+
+
+class ModelPathNotAllowedError(AdminError):
+    """The server may not load models from this path."""
 
 
 class EngineError(WhisperServerError):

@@ -122,6 +122,18 @@ class Admission:
         """Wait until the server stops and takes nobody in."""
         await self._drains.wait()
 
+    def check_not_draining(self) -> None:
+        """Refuse work that begins after `drain`.
+
+        Raises:
+            ServerDrainingError: the server stops.
+        """
+        if self._drained_by_s is None:
+            return
+        message = "The server is stopping and takes no more requests. Try again later."
+        self.counters.refused[Refusal.DRAINING] += 1
+        raise ServerDrainingError(message, retry_after_s=retry_after_s(self._drained_by_s - self._clock()))
+
     def note(self, audio_s: float, compute_s: float) -> None:
         """Tell of work that was measured elsewhere: so much audio took so much time of one lane."""
         self._compute.note(audio_s, compute_s)
@@ -138,12 +150,7 @@ class Admission:
 
     def _check_door(self, newcomer: "Place") -> None:
         """Refuse by what is known before anything of a request is read."""
-        if self._drained_by_s is not None:
-            message = "The server is stopping and takes no more requests. Try again later."
-            self.counters.refused[Refusal.DRAINING] += 1
-            raise ServerDrainingError(
-                message, retry_after_s=retry_after_s(self._drained_by_s - self._clock())
-            )
+        self.check_not_draining()
         client = newcomer.holding.caller.client
         limits, own = self._limits_of(client), self._places_of(client)
         if limits.max_requests is not None and len(own) >= limits.max_requests:

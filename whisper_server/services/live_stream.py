@@ -48,6 +48,7 @@ from whisper_server.core.stream_events import (
 from whisper_server.core.types import SAMPLE_RATE, Pcm16, Samples
 from whisper_server.core.voice_activity import BLOCK_SAMPLES
 from whisper_server.services.decode_jobs import DecodeJobs, DecodeTotals
+from whisper_server.services.recorder import NO_RECORDER, Recorder
 from whisper_server.services.session_registry import SessionEntry
 from whisper_server.services.stream_limits import StreamTools, check_options
 from whisper_server.services.stream_queues import Command, Inbox, Outgoing
@@ -94,8 +95,10 @@ class LiveStream:
         engine: Engine,
         partial_engine: Engine,
         caller: Caller,
+        recorder: Recorder = NO_RECORDER,
     ) -> None:
         self._session = session
+        self._recorder = recorder
         self._entry = entry
         self._tools = tools
         self._resources = resources
@@ -157,6 +160,7 @@ class LiveStream:
             await self._wait_for_room()
             piece = audio[start : start + _SLICE_BYTES]
             self._inbox.put_audio(piece)
+            self._recorder.hear(piece)
             self._sent_bytes += len(piece)
         self._note()
 
@@ -418,6 +422,7 @@ class LiveStream:
             self._tell(_timed(effect.event, took_s))
 
     def _tell(self, event: StreamEvent) -> None:
+        self._recorder.tell(event)
         if isinstance(event, FinalTranscript):
             self._entry.utterances += 1
         if isinstance(event, SessionEnded):
@@ -457,7 +462,7 @@ class LiveStream:
 
     def _refuse_commands(self) -> None:
         for command in self._inbox.clear():
-            if isinstance(command.event, EndAsked):
+            if isinstance(command.event, EndAsked) and not command.answer.done():
                 command.answer.set_result(None)
             else:
                 command.refuse(SessionEndedError(f"The session is {self._session.state.value}."))

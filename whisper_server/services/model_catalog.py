@@ -139,15 +139,34 @@ class ModelCatalog:
             return self._folder_reference(self._demo_path, requested)
         if repo_id := self._repository(target):
             return ModelReference(id=repo_id, repo_id=repo_id, requested=requested)
-        if _is_path(target):
+        if is_path(target):
             is_operators = target in (self._default, *self._aliases.values())
             return self._local(target, requested, is_operators=is_operators)
         raise ModelNotFoundError(self._not_found_message(name), param="model")
 
+    def at_place(self, place: str) -> ModelReference:
+        """The model at a place that is no name: a repository id of the hub, or any folder.
+
+        Whoever calls this has made sure that the place may be used. Blocking, as `resolve`.
+
+        Raises:
+            ModelNotFoundError: it is neither.
+        """
+        place = place.strip()
+        if _is_repository_id(place):
+            return ModelReference(id=place, repo_id=place, requested=_shown(place))
+        if is_path(place):
+            return self._local(place, _shown(place), is_operators=True)
+        raise ModelNotFoundError(
+            f"'{_shown(place)}' is no place of a model: write a repository id of the hub, or a path that "
+            "begins with '/', './' or '../'.",
+            param="model_path",
+        )
+
     def names(self) -> list[str]:
         """Every name worth listing: the aliases, the built-in names, and a default that is none of these."""
         known = (*self._aliases, *self._repositories, *OPENAI_NAMES, DEMO_NAME)
-        listable_default = () if _is_path(self._default) else (self._default,)
+        listable_default = () if is_path(self._default) else (self._default,)
         return list(dict.fromkeys((*known, *listable_default)))
 
     def entries(self) -> list[ModelEntry]:
@@ -185,7 +204,7 @@ class ModelCatalog:
         return self._default if name in OPENAI_NAMES else None
 
     def _is_known(self, target: str) -> bool:
-        return target == DEMO_NAME or self._repository(target) is not None or _is_path(target)
+        return target == DEMO_NAME or self._repository(target) is not None or is_path(target)
 
     def _repository(self, target: str) -> str | None:
         if target in self._repositories:
@@ -226,7 +245,8 @@ class ModelCatalog:
             yield from difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.7)
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
+    """Whether this is written like a path, which no name and no repository id is."""
     return name.startswith(("./", "../")) or Path(name).is_absolute()
 
 

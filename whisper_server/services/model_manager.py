@@ -58,6 +58,7 @@ class LoadedModel:
         users: requests and streams that use it or are about to.
         idle_s: seconds since the last user left; 0 while it is in use.
         loaded_at: when its load ended, UTC.
+        is_unwanted: it is put away as soon as nobody uses it.
     """
 
     id: str
@@ -65,6 +66,7 @@ class LoadedModel:
     users: int
     idle_s: float
     loaded_at: datetime
+    is_unwanted: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -204,6 +206,14 @@ class ModelManager:
         await asyncio.wait([self._put_away(slot, "asked")])
         return UnloadResult.UNLOADED
 
+    def keep(self, reference: ModelReference) -> bool:
+        """Take back an `unload` that waits for the model's users; whether there was one."""
+        slot = self._slots.get(reference.id)
+        if slot is None or not slot.is_unwanted or self._is_closed:
+            return False
+        slot.is_unwanted = False
+        return True
+
     def retire(self, engine: Engine) -> None:
         """Give up an engine that has hung: the next request for its model loads it anew.
 
@@ -234,6 +244,7 @@ class ModelManager:
                 users=slot.users,
                 idle_s=0.0 if slot.users else now_s - slot.last_used_s,
                 loaded_at=slot.loaded_at,
+                is_unwanted=slot.is_unwanted,
             )
             for model_id, slot in self._slots.items()
             if slot.engine is not None

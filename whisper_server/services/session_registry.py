@@ -4,8 +4,8 @@ import asyncio
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from whisper_server.core.errors import AudioMemoryFullError, SessionExistsError, TooManySessionsError
 
@@ -24,6 +24,7 @@ class SessionEntry:
         is_speaking: an utterance is open.
         utterances: finals told.
         held_bytes: audio in memory.
+        attributes: what the client said of it.
     """
 
     id: str
@@ -33,6 +34,7 @@ class SessionEntry:
     is_speaking: bool = False
     utterances: int = 0
     held_bytes: int = 0
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 class SessionRegistry:

@@ -10,10 +10,10 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Protocol, Self
 
 from whisper_server.core.engine import Engine
@@ -23,6 +23,7 @@ from whisper_server.core.session import Session
 from whisper_server.core.stream_events import StreamOptions
 from whisper_server.services.live_stream import AudioInput, LiveStream
 from whisper_server.services.model_catalog import ModelReference
+from whisper_server.services.recorder import Archive, NoArchive, RecordedSession
 from whisper_server.services.session_registry import SessionEntry, SessionRegistry
 from whisper_server.services.stream_limits import Decodes, StreamLimits, StreamTools, check_options
 from whisper_server.services.voice_detectors import VoiceDetectorPool
@@ -58,6 +59,7 @@ class StreamService:
         detectors: for the streams; warmed up on entering.
         limits: what streams may use.
         clock: seconds, monotonic.
+        archive: records the streams; None records nothing.
     """
 
     def __init__(
@@ -68,8 +70,10 @@ class StreamService:
         limits: StreamLimits | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
+        archive: Archive | None = None,
     ) -> None:
         self._models = models
+        self._archive = archive or NoArchive()
         self._scheduler = scheduler
         self._detectors = detectors
         self._limits = limits or StreamLimits()
@@ -120,6 +124,7 @@ class StreamService:
         partial_model: ModelReference | None = None,
         utterance_prefix: str = "utt_",
         must_keep_up: bool = True,
+        attributes: Mapping[str, str] = MappingProxyType({}),
     ) -> LiveStream:
         """A new stream. The model is loaded first where necessary, and stays loaded while the stream lasts.
 
@@ -131,6 +136,7 @@ class StreamService:
             partial_model: for partials.
             utterance_prefix: what utterance ids begin with.
             must_keep_up: refuse it where transcripts would lag; a client that does not mind is slowed down.
+            attributes: what the client says of the session; kept with it and its recording.
 
         Raises:
             ServerDrainingError: the server stops.
@@ -144,6 +150,7 @@ class StreamService:
             WhisperServerError: the model cannot be loaded.
         """
         entry = self._enter(session_id, caller, must_keep_up=must_keep_up)
+        entry.attributes = attributes
         resources = AsyncExitStack()
         try:
             detector = await self._detectors.acquire()
@@ -176,6 +183,9 @@ class StreamService:
             engine=engine,
             partial_engine=partial_engine,
             caller=caller,
+            recorder=self._archive.begin(
+                RecordedSession(entry.id, entry.client, model.id, options.language, attributes)
+            ),
         )
         self._streams[entry.id] = stream
         logger.info("Session %s opened", entry.id)

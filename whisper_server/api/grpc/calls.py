@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import grpc.aio
 
+from whisper_server.api.grpc.incoming import Incoming
 from whisper_server.api.grpc.status import status_of
 from whisper_server.api.request_id import HEADER, request_logging
 from whisper_server.api.security import ApiKeys
@@ -52,17 +53,20 @@ class Call:
 
 
 @asynccontextmanager
-async def answering(context: Context, method: str, keys: ApiKeys) -> AsyncIterator[Call]:
+async def answering(
+    context: Context, method: str, keys: ApiKeys, incoming: Incoming | None = None
+) -> AsyncIterator[Call]:
     """Let a call in, and end it with the status of the fault that the block raises.
 
     Args:
         context: of the call.
         method: its name.
         keys: one of them opens it; where there are none, none is needed.
+        incoming: messages of the client.
     """
     metadata = [(name.lower(), value) for name, value in context.invocation_metadata() or ()]
     with request_logging(_text(metadata, HEADER)) as request_id:
-        log = _CallLog(method, context)
+        log = _CallLog(method, context, incoming)
         try:
             call = Call(request_id, _key_name(metadata, keys), address_of(context.peer()))
             log.key_name = call.key_name
@@ -86,9 +90,10 @@ async def answering(context: Context, method: str, keys: ApiKeys) -> AsyncIterat
 class _CallLog:
     """The log line of a call, and its end."""
 
-    def __init__(self, method: str, context: Context) -> None:
+    def __init__(self, method: str, context: Context, incoming: Incoming | None) -> None:
         self._method = method
         self._context = context
+        self._incoming = incoming
         self._began_s = time.perf_counter()
         self.status = "OK"
         self.key_name: str | None = None
@@ -101,6 +106,8 @@ class _CallLog:
         """
         status = status_of(error, self._method)
         self.status = f"{status.code.name} {status.message.partition(':')[0]}"
+        if self._incoming is not None:
+            await self._incoming.settle(asyncio.create_task(self._incoming.drop_rest()))
         known = tuple(self._context.trailing_metadata() or ())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STATUS_S):

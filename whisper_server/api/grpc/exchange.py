@@ -1,15 +1,16 @@
 """One StreamingRecognize: a client's messages to its session, and the session's events to the client."""
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import grpc.aio
 
 from whisper_server.api.grpc.asking import prompted
 from whisper_server.api.grpc.calls import Context
+from whisper_server.api.grpc.incoming import Incoming
 from whisper_server.api.grpc.sessions import OpenSession
 from whisper_server.api.grpc.telling import told
 from whisper_server.api.streams.sending import send_message
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 _MAX_UNREAD_S = 30.0
 """A client that takes no message for so long has stopped reading."""
 
+_CLOSE_S = 1.0
 _RETRY_AFTER_S = 1.0
 
 
@@ -48,41 +50,41 @@ class Exchange:
         self._error: WhisperServerError | None = None
         self._emit_s = 0.0
 
-    async def run(
-        self,
-        first: stt_pb2.StreamingRecognizeRequest,
-        requests: AsyncIterator[stt_pb2.StreamingRecognizeRequest],
-    ) -> None:
+    async def run(self, first: stt_pb2.StreamingRecognizeRequest, incoming: Incoming) -> None:
         """Serve until the session has ended, and put where the time went into the trailing metadata.
 
         Raises:
             WhisperServerError: why it did not end well.
         """
         try:
-            async with self._stream:
-                feeding = asyncio.create_task(self._feed(first, requests))
-                try:
-                    await self._tell()
-                finally:
-                    feeding.cancel()
-                    await asyncio.gather(feeding, return_exceptions=True)
+            feeding = asyncio.create_task(self._feed(first, incoming))
+            try:
+                await self._tell()
+                await incoming.settle(feeding)
+            finally:
+                feeding.cancel()
+                await self._close()
         finally:
             self._context.set_trailing_metadata(self._trailing_metadata())
         if self._error is not None:
             raise self._error
 
+    async def _close(self) -> None:
+        """End what is not ended. A model that hangs does not keep the client from its status."""
+        await self._stream.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                await self._stream.wait_closed()
+
     # From the client
 
-    async def _feed(
-        self,
-        first: stt_pb2.StreamingRecognizeRequest,
-        requests: AsyncIterator[stt_pb2.StreamingRecognizeRequest],
-    ) -> None:
+    async def _feed(self, first: stt_pb2.StreamingRecognizeRequest, incoming: Incoming) -> None:
         """Bring the client's messages to the session, and end it after the last one."""
         try:
-            await self._take(first)
-            async for request in requests:
+            request: stt_pb2.StreamingRecognizeRequest | None = first
+            while request is not None:
                 await self._take(request)
+                request = await incoming.next()
             await self._stream.send(self._session.audio.flush())
             await self._stream.end()
         except SessionEndedError:
@@ -94,6 +96,7 @@ class Exchange:
             failure = WhisperServerError("The server failed on this session.")
             failure.__cause__ = error
             await self._fail(failure)
+        await incoming.drop_rest()
 
     async def _take(self, request: stt_pb2.StreamingRecognizeRequest) -> None:
         """One message.

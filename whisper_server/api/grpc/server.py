@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection
 
 from whisper_server.api.grpc.listening import add_addresses, remove_unix_socket
 from whisper_server.api.grpc.servicer import SpeechToTextServicer
-from whisper_server.api.grpc.sessions import SessionBook
+from whisper_server.api.grpc.sessions import CLAIM_S, SessionBook
 from whisper_server.api.security import ApiKeys
 from whisper_server.api.services import Services
 from whisper_server.config.grpc_schema import GrpcSettings
@@ -30,12 +30,15 @@ _LEAST_PING_MS = 10_000
 
 
 @asynccontextmanager
-async def grpc_server(services: Services, keys: ApiKeys) -> AsyncIterator[Sequence[str]]:
+async def grpc_server(
+    services: Services, keys: ApiKeys, *, claim_s: float = CLAIM_S
+) -> AsyncIterator[Sequence[str]]:
     """Serve gRPC until the block ends; yields the addresses as clients use them.
 
     Args:
         services: of the server.
         keys: one of them opens a call; where there are none, none is needed. Health and reflection are open.
+        claim_s: a session that nobody streams to is closed after so long, seconds.
 
     Raises:
         ConfigurationError: an address is taken or wrong.
@@ -45,7 +48,7 @@ async def grpc_server(services: Services, keys: ApiKeys) -> AsyncIterator[Sequen
         options=_options(settings.grpc), maximum_concurrent_rpcs=settings.grpc.max_concurrent_calls
     )
     health = health_aio.HealthServicer()
-    async with SessionBook() as sessions:
+    async with SessionBook(claim_s=claim_s) as sessions:
         servicer = SpeechToTextServicer(services, keys, sessions)
         stt_pb2_grpc.add_SpeechToTextServicer_to_server(servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(health, server)

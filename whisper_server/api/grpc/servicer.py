@@ -10,6 +10,7 @@ from whisper_server.api.grpc import telling
 from whisper_server.api.grpc.asking import RawFormat, recognize_fields, session_wish, task_of
 from whisper_server.api.grpc.calls import Call, Context, answering
 from whisper_server.api.grpc.exchange import Exchange
+from whisper_server.api.grpc.incoming import Incoming
 from whisper_server.api.grpc.sessions import OpenSession, SessionBook, new_token
 from whisper_server.api.openai.parsing import decode_file, parse_fields
 from whisper_server.api.request_id import session_logging
@@ -53,6 +54,7 @@ class SpeechToTextServicer(stt_pb2_grpc.SpeechToTextServicer):
                     model,
                     caller=services.admission.caller(call.client),
                     session_id=wish.session_id,
+                    attributes=wish.attributes,
                     utterance_prefix=_UTTERANCE_PREFIX,
                     # A client is slowed down by gRPC itself; sessions are limited by their number.
                     must_keep_up=False,
@@ -66,15 +68,15 @@ class SpeechToTextServicer(stt_pb2_grpc.SpeechToTextServicer):
         self, request_iterator: AsyncIterator[stt_pb2.StreamingRecognizeRequest], context: Context
     ) -> None:
         """Take the audio of a session and tell what is heard."""
-        async with answering(context, "StreamingRecognize", self._keys) as call:
-            requests = aiter(request_iterator)
-            first = await anext(requests, None)
+        incoming = Incoming(request_iterator)
+        async with answering(context, "StreamingRecognize", self._keys, incoming) as call:
+            first = await incoming.next()
             if first is None:
                 raise UnknownSessionError("The first message must name a session: session_id.")
             session = self._sessions.claim(first.session_id, first.session_token, call.client)
             try:
                 with session_logging(session.stream.id):
-                    await Exchange(session, context).run(first, requests)
+                    await Exchange(session, context).run(first, incoming)
             finally:
                 self._sessions.release(session)
 

@@ -16,6 +16,9 @@ DOMAIN = "whisper-server"
 """Of the codes, in google.rpc.ErrorInfo."""
 
 _DETAILS_KEY = "grpc-status-details-bin"
+_FIELDS = {"file": "audio"}
+"""Fields that have another name over HTTP."""
+
 _UNKNOWN = "ERR3002"
 _UNKNOWN_OF = {"CreateSession": "ERR3001"}
 
@@ -51,7 +54,8 @@ def status_of(error: WhisperServerError, method: str) -> CallStatus:
         seconds, rest_s = divmod(error.retry_after_s, 1)
         details.append(RetryInfo(retry_delay=Duration(seconds=int(seconds), nanos=int(rest_s * 1e9))))
     if isinstance(error, InvalidRequestError) and error.param:
-        wrong = BadRequest.FieldViolation(field=error.param, description=error.message)
+        field = _FIELDS.get(error.param, error.param)
+        wrong = BadRequest.FieldViolation(field=field, description=error.message)
         details.append(BadRequest(field_violations=[wrong]))
     number: int = status.value[0]
     rich = Status(code=number, message=message, details=[_packed(detail) for detail in details])
