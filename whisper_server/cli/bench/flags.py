@@ -50,9 +50,7 @@ def _add_server_arguments(group: "argparse._ArgumentGroup", door: str) -> None:
             metavar="HOST:PORT|unix:/PATH",
             help="its address (default: %(default)s)",
         )
-        group.add_argument(
-            "--tls", action="store_true", help="encrypt, and trust the system's authorities (implied below)"
-        )
+        group.add_argument("--tls", action="store_true", help="encrypt; --tls-ca and --tls-cert imply it")
     else:
         group.add_argument(
             "--server",
@@ -60,7 +58,9 @@ def _add_server_arguments(group: "argparse._ArgumentGroup", door: str) -> None:
             metavar="URL",
             help="its address (default: %(default)s)",
         )
-    group.add_argument("--tls-ca", type=Path, metavar="FILE", help="authorities to trust instead, PEM")
+    group.add_argument(
+        "--tls-ca", type=Path, metavar="FILE", help="authorities to trust instead of the system's, PEM"
+    )
     group.add_argument(
         "--tls-cert", type=Path, metavar="FILE", help="client certificate, for servers that want one, PEM"
     )

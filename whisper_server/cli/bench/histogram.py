@@ -32,6 +32,11 @@ class Histogram:
         return self._count
 
     @property
+    def buckets(self) -> int:
+        """How many are in use, which is what memory depends on."""
+        return len(self._counts)
+
+    @property
     def mean(self) -> float | None:
         """Exact up to rounding; None where there are no values."""
         return self._sum / self._count if self._count else None
