@@ -425,10 +425,11 @@ def test_a_second_stop_does_not_wait_for_the_model(tmp_path: Path) -> None:
 import asyncio, sys, threading
 import anyio
 from whisper_server.cli.transcribe.progress import LineReporter
-from whisper_server.cli.transcribe.runner import stopping
+from whisper_server.cli.interrupts import stopping
 
 async def work():
-    with anyio.CancelScope() as scope, stopping(scope, LineReporter(1)):
+    reporter = LineReporter(1)
+    with anyio.CancelScope() as scope, stopping(scope.cancel, warn=reporter.warn, close=reporter.close):
         print("ready", file=sys.stderr, flush=True)
         await anyio.to_thread.run_sync(threading.Event().wait)
 

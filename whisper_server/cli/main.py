@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from whisper_server import __version__
-from whisper_server.cli import config_command, demo_command, doctor, serve, transcribe
+from whisper_server.cli import bench, config_command, demo_command, doctor, serve, transcribe
 from whisper_server.core.errors import ConfigurationError
 
 DEFAULT_COMMAND = "serve"
@@ -16,6 +16,7 @@ _WRONG_SETTINGS = 2
 _COMMANDS = {
     "serve": (serve, "start the server (the default)"),
     "transcribe": (transcribe, "transcribe recordings, in this process or by a running server"),
+    "bench": (bench, "load-test a running server with live streams"),
     "config": (config_command, "print the settings in effect and where each came from"),
     "doctor": (doctor, "print what the machine has and what the server makes of it"),
     "demo": (demo_command, "start a server with the bundled demo model and transcribe its samples"),

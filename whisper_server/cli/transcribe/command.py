@@ -12,14 +12,16 @@ from typing import BinaryIO
 
 import anyio
 
+from whisper_server.cli.interrupts import INTERRUPTED, interrupts, stopping
 from whisper_server.cli.settings_flags import settings_from
+from whisper_server.cli.standard_output import drop_stdout
 from whisper_server.cli.transcribe.delivery import Delivery, FileDelivery, StdoutDelivery
 from whisper_server.cli.transcribe.flags import plan_options, wish_from
 from whisper_server.cli.transcribe.logs import logging_to
 from whisper_server.cli.transcribe.planning import OutputFormat, Plan, make_plan
 from whisper_server.cli.transcribe.progress import Reporter, make_reporter
 from whisper_server.cli.transcribe.requesting import Backend, Wish
-from whisper_server.cli.transcribe.runner import INTERRUPTED, JobRunner, Outcome, interrupts, stopping
+from whisper_server.cli.transcribe.runner import JobRunner, Outcome
 from whisper_server.config import LoadedSettings
 from whisper_server.core.errors import ConfigurationError
 
@@ -66,7 +68,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if plan.skipped or outcome.done + outcome.failed > 1:
             reporter.note(f"{outcome.done} done, {plan.skipped} skipped, {outcome.failed} failed")
     if outcome.is_reader_gone:
-        _drop_stdout()
+        drop_stdout()
     return _FAILED if outcome.failed or outcome.is_reader_gone else 0
 
 
@@ -80,7 +82,7 @@ async def _work(
 ) -> bool:
     """Do the jobs; whether the user has stopped them."""
     delivery: Delivery = StdoutDelivery(reporter.aside) if plan.to_stdout else FileDelivery()
-    with anyio.CancelScope() as scope, stopping(scope, reporter):
+    with anyio.CancelScope() as scope, stopping(scope.cancel, warn=reporter.warn, close=reporter.close):
         async with AsyncExitStack() as stack:
             with reporter.busy("getting ready"):
                 ready = await stack.enter_async_context(backend)
@@ -120,10 +122,3 @@ def _spooled(stream: BinaryIO) -> Iterator[BinaryIO]:
     with tempfile.TemporaryFile() as file:
         shutil.copyfileobj(stream, file)
         yield file
-
-
-def _drop_stdout() -> None:
-    """Let Python's own last flush go nowhere: it would complain that the reader is gone."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)

@@ -1,13 +1,8 @@
 """Runs jobs side by side, until they are done or the user has had enough."""
 
-import asyncio
 import logging
-import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import FrameType
 
 import anyio
 
@@ -18,11 +13,6 @@ from whisper_server.cli.transcribe.requesting import Backend
 from whisper_server.core.errors import WhisperServerError
 
 logger = logging.getLogger(__name__)
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(slots=True)
@@ -104,43 +94,3 @@ class JobRunner:
             outcome.failed += 1
             reporter.fail(job.name, message)
             self._delivery.skip(index)
-
-
-@contextmanager
-def interrupts() -> Iterator[None]:
-    """Let SIGTERM raise `KeyboardInterrupt` as Ctrl-C does, while the block runs. For the main thread."""
-    with _handled(signal.default_int_handler):
-        yield
-
-
-@contextmanager
-def stopping(scope: anyio.CancelScope, reporter: Reporter) -> Iterator[None]:
-    """While the block runs, the first Ctrl-C or SIGTERM cancels `scope`, and the second ends the process.
-
-    For the main thread, inside its event loop. The loop handles the signals between its steps, so none finds
-    the results of a job half written.
-    """
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        if scope.cancel_called:
-            reporter.close()
-            os._exit(INTERRUPTED)  # threads may be deep in a model: nothing gentler ends at once
-        reporter.warn("Stopping. Once more stops at once.")
-        scope.cancel()
-
-    def handle(_: int, __: FrameType | None) -> None:
-        loop.call_soon_threadsafe(stop)
-
-    with _handled(handle):
-        yield
-
-
-@contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    before = [signal.signal(number, handler) for number in _SIGNALS]
-    try:
-        yield
-    finally:
-        for number, old in zip(_SIGNALS, before, strict=True):
-            signal.signal(number, old)
