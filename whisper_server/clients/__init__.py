@@ -1,1 +1,1 @@
-"""Clients of the server for other frameworks. They speak its protocols and import nothing else of it."""
+"""Clients of the server, for gRPC and for other frameworks. They import nothing else of it."""
