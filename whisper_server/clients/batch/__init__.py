@@ -1,0 +1,1 @@
+"""Commands that send everything at once: `.file`."""

@@ -1,0 +1,1 @@
+"""Commands that stream while they hear: `.file` and `.mic`."""
