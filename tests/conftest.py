@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,12 @@ DEMO = Path(__file__).parent.parent / "whisper_server" / "demo"
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def one_event_loop() -> AsyncIterator[None]:
+    """One for all tests of a module: gRPC hands a test's last events to its loop, which must be open."""
+    yield  # noqa: PT022 - until here the loop runs
 
 
 @pytest.fixture(scope="session")

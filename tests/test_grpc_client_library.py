@@ -36,11 +36,7 @@ from whisper_server.clients.grpc import (
     VadOptions,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-async def one_event_loop() -> AsyncIterator[None]:
-    """One for all tests: gRPC would hand last events of a test to its loop when that is closed already."""
-    yield  # noqa: PT022 - until here the loop runs
+pytestmark = pytest.mark.usefixtures("one_event_loop")
 
 
 @pytest.fixture

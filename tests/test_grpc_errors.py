@@ -27,7 +27,7 @@ from whisper_server.services.live_stream import LiveStream
 from whisper_server.services.streaming import StreamLimits
 from whisper_server.stt_v1 import stt_pb2
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("one_event_loop")]
 
 SENTENCE = speech(0.3, "alpha bravo charlie", 1.0)
 TONE = wav((speech("alpha bravo").pcm / 32768).astype(np.float32))

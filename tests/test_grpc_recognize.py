@@ -19,7 +19,7 @@ from tests.media import wav
 from whisper_server.engines.silero_vad import SileroVad
 from whisper_server.stt_v1 import stt_pb2, stt_pb2_grpc
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("one_event_loop")]
 
 SAMPLES = Path(__file__).parent.parent / "whisper_server" / "demo" / "samples"
 Config = stt_pb2.RecognitionConfig

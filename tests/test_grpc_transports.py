@@ -23,7 +23,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub as _HealthStub
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub as _ServerReflectionStub
 
-from tests.grpc_service import WAIT_S, Request, chunks, eventually, grpc_service, held_open
+from tests.grpc_service import WAIT_S, Request, chunks, eventually, grpc_service, held_open, read
 from tests.live_server import make_settings
 from tests.live_speech import HearingEngine, speech
 from whisper_server.api.grpc import listening
@@ -32,7 +32,7 @@ from whisper_server.api.grpc.server import SERVICE
 from whisper_server.core.errors import ConfigurationError
 from whisper_server.stt_v1 import stt_pb2, stt_pb2_grpc
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("one_event_loop")]
 
 # Their stubs for type checkers are not complete.
 HealthStub: Any = _HealthStub
@@ -320,11 +320,11 @@ async def test_a_stop_lets_a_live_session_have_its_last_final() -> None:
             said = Request(session_id="one", audio=pcm[: 16_000 * 5])
             async with held_open([said]) as requests:
                 call = stub.StreamingRecognize(requests, timeout=WAIT_S)
-                events = aiter(call)
-                assert (await anext(events)).HasField("speech_activity")
+                assert (await anext(aiter(call))).HasField("speech_activity")
                 process.send_signal(signal.SIGTERM)
-                texts = [each.result.text async for each in events if each.result.is_final]
-                assert await call.code() is grpc.StatusCode.OK
-        assert len(texts) == 1
-        assert texts[0].startswith("Send a message")
+                heard = await read(call)
+        assert heard.failure is not None
+        assert (heard.failure.code, heard.failure.status) == ("ERR1012", grpc.StatusCode.UNAVAILABLE)
+        (text,) = heard.texts
+        assert text.startswith("Send a message")
         assert await asyncio.to_thread(process.wait, WAIT_S) == 0

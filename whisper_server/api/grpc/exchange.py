@@ -22,7 +22,13 @@ from whisper_server.core.errors import (
     SlowReaderError,
     WhisperServerError,
 )
-from whisper_server.core.stream_events import EndReason, SessionEnded, StreamEvent, TranscriptFailed
+from whisper_server.core.stream_events import (
+    Endpointing,
+    EndReason,
+    SessionEnded,
+    StreamEvent,
+    TranscriptFailed,
+)
 from whisper_server.stt_v1 import stt_pb2
 
 logger = logging.getLogger(__name__)
@@ -48,6 +54,7 @@ class Exchange:
         self._options = session.stream.options
         self._context = context
         self._error: WhisperServerError | None = None
+        self._is_half_closed = False
         self._emit_s = 0.0
 
     async def run(self, first: stt_pb2.StreamingRecognizeRequest, incoming: Incoming) -> None:
@@ -85,6 +92,7 @@ class Exchange:
             while request is not None:
                 await self._take(request)
                 request = await incoming.next()
+            self._is_half_closed = True
             await self._stream.send(self._session.audio.flush())
             await self._stream.end()
         except SessionEndedError:
@@ -150,8 +158,15 @@ class Exchange:
             self._error = self._error or event.error
         if isinstance(event, SessionEnded):
             self._error = self._error or event.error
-            if self._error is None and event.reason is EndReason.CANCELLED:
+            if self._error is None and self._is_ended_by_server(event):
                 self._error = ServerDrainingError("The server is stopping.", retry_after_s=_RETRY_AFTER_S)
+
+    def _is_ended_by_server(self, event: SessionEnded) -> bool:
+        """Whether a session ended though neither its client nor its speech has ended it."""
+        ends_itself = self._is_half_closed or self._options.endpointing is Endpointing.AUTO_END
+        return event.reason is EndReason.CANCELLED or (
+            event.reason is EndReason.COMPLETED and not ends_itself
+        )
 
     async def _write(self, message: stt_pb2.StreamingRecognizeResponse) -> bool:
         """Send a message; false where the client takes none any more."""

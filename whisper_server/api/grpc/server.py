@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 SERVICE = stt_pb2.DESCRIPTOR.services_by_name["SpeechToText"].full_name
 
-_STOP_S = 1.0
-"""What the drain has left over is cut off after this."""
+_STOP_S = 3.0
+"""What the drain has left over is cut off after this; a client that goes on sending takes 2 s to be told."""
 
 _LEAST_PING_MS = 10_000
 """A client may ask whether the server lives as often as this."""
