@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.live_server import make_settings, running_server
+
 ROOT = Path(__file__).parent.parent
 _BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 _ADDRESS = "http://127.0.0.1:8089"
+_GRPC_ADDRESS = "127.0.0.1:50051"
 
 
 def blocks() -> list[tuple[str, str]]:
@@ -26,12 +30,20 @@ def examples() -> Iterator[tuple[str, str, tuple[str, str] | None]]:
     """Each example that talks to the server, with the block of its output if there is one."""
     found = blocks()
     for index, (language, code) in enumerate(found):
-        if language in ("sh", "python") and _ADDRESS in code:
+        if language in ("sh", "python") and (_ADDRESS in code or _GRPC_ADDRESS in code):
             after = found[index + 1] if index + 1 < len(found) else ("", "")
             yield language, code, after if after[0] in ("json", "text") else None
 
 
 EXAMPLES = list(examples())
+
+
+@pytest.fixture(scope="module")
+def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """A server's URL and its gRPC address."""
+    path = tmp_path_factory.mktemp("grpc") / "stt.sock"
+    with running_server(make_settings(grpc={"port": None, "unix_socket": path})) as url:
+        yield url, f"unix:{path}"
 
 
 def test_there_are_examples() -> None:
@@ -41,11 +53,13 @@ def test_there_are_examples() -> None:
 
 @pytest.mark.parametrize(("language", "code", "output"), EXAMPLES)
 def test_example_gives_what_it_shows(
-    language: str, code: str, output: tuple[str, str] | None, server_url: str
+    language: str, code: str, output: tuple[str, str] | None, addresses: tuple[str, str]
 ) -> None:
     if "curl " in code and shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    code = code.replace(_ADDRESS, server_url)
+    url, grpc_address = addresses
+    code = code.replace(_ADDRESS, url).replace(_GRPC_ADDRESS, grpc_address)
+    code = code.replace("python -m", f"{shlex.quote(sys.executable)} -m")
     command = ["sh", "-ec", code.replace("curl ", "curl -sS --fail-with-body ")]
     if language == "python":
         command = [sys.executable, "-c", code]
