@@ -383,6 +383,16 @@ def test_a_message_that_is_not_understood_is_an_error_and_the_session_goes_on(
     assert client.until(".completed")[-1]["transcript"] == TEXT
 
 
+def test_wrong_audio_in_the_silence_is_told_and_the_silence_counts(client: Client) -> None:
+    client.speak(ONE.pcm[:4000], chunk_samples=100)
+    client.send("input_audio_buffer.append", audio="no base64!", event_id="wrong")
+    assert error_of(client.receive()) == ("invalid_base64", "wrong")
+    client.speak(ONE.pcm[4000:], chunk_samples=100)
+    events = client.until(".completed")
+    assert events[0]["audio_start_ms"] == pytest.approx(500 - 300, abs=40)
+    assert events[-1]["transcript"] == TEXT
+
+
 def test_too_much_audio_in_one_event_is_refused(client: Client) -> None:
     audio = base64.b64encode(bytes((15 << 20) + 3)).decode()
     client.send("input_audio_buffer.append", audio=audio, event_id="big")

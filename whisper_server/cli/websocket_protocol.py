@@ -15,7 +15,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def send_receive_event_to_app(self) -> None:
         """Queue a message for the app."""
-        # As if it were paused: then uvicorn does not pause, and resumes, which does nothing, once all is taken.
+        # As if it were paused: uvicorn then does not pause, and resumes, in vain, once all is taken.
         self.read_paused = True
         super().send_receive_event_to_app()
         if self.queue.qsize() > _MOST_UNREAD:
