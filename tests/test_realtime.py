@@ -123,7 +123,8 @@ def test_text_is_sent_while_somebody_speaks_where_a_client_asks_for_that(
     if not any(event["type"].endswith(".completed") for event in events):
         events += client.until(".completed")
     names = types(events)
-    assert deltas(events) == events[-1]["transcript"] == words
+    # The answer to the last round trip may come after it.
+    assert deltas(events) == events[names.index("completed")]["transcript"] == words
     assert names.index("delta") < names.index("buffer.committed")
     assert names.count("delta") > 2
 
