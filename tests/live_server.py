@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from whisper_server.bootstrap import create_app
 from whisper_server.cli.serve import bind
+from whisper_server.cli.websocket_protocol import WebSocketProtocol
 from whisper_server.config import ServerSettings, Settings
 from whisper_server.core.engine import EngineLoader
 
@@ -52,7 +53,7 @@ def running_app(app: FastAPI) -> Iterator[str]:
             app,
             log_config=None,
             lifespan="on",
-            ws="websockets-sansio",
+            ws=WebSocketProtocol,
             ws_max_size=24 << 20,
             ws_ping_timeout=None,
             timeout_graceful_shutdown=5,

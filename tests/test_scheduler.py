@@ -281,6 +281,41 @@ async def test_the_call_that_only_prepares_is_no_more_patient_than_what_runs() -
     assert durations(engine) == [29, 2, 1]
 
 
+def patient_with(parallel_calls: int) -> Patient:
+    """Nothing runs yet; what begins is held until `release`."""
+    gate = threading.Event()
+    capabilities = scripted_capabilities(parallel_calls=parallel_calls)
+    return Patient(ScriptedEngine(then=Step(gate=gate), capabilities=capabilities), gate)
+
+
+async def test_nothing_begins_beside_finals_on_the_call_that_only_prepares() -> None:
+    patient = patient_with(parallel_calls=2)
+    await patient.add(*(window(seconds) for seconds in (1, 2, 3)), priority=Priority.LIVE_FINAL)
+    await patient.add(window(4), priority=Priority.LIVE_PARTIAL)
+    await begun(patient.engine, 1)
+    assert durations(patient.engine) == [1]
+    await patient.release()
+    assert durations(patient.engine) == [1, 2, 3, 4]
+    assert patient.engine.calls == [1, 2, 1]
+
+
+async def test_a_final_begins_beside_what_is_more_patient() -> None:
+    patient = patient_with(parallel_calls=2)
+    await patient.add(window(1), priority=Priority.LIVE_PARTIAL)
+    await patient.add(window(2), priority=Priority.LIVE_FINAL)
+    await begun(patient.engine, 2)
+    assert sorted(durations(patient.engine)) == [1, 2]
+    await patient.release()
+
+
+async def test_workers_share_the_finals_that_wait() -> None:
+    patient = patient_with(parallel_calls=3)
+    await patient.add(*(window() for _ in range(6)), priority=Priority.LIVE_FINAL)
+    await begun(patient.engine, 2)
+    await patient.release()
+    assert sorted(patient.engine.calls) == [1, 1, 1, 1, 2]
+
+
 async def test_files_come_one_at_a_time_while_somebody_speaks(patient: Patient) -> None:
     await patient.add(window(1), window(2), window(3))
     await patient.add(window(4), priority=Priority.LIVE_PARTIAL)

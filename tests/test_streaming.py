@@ -574,6 +574,17 @@ def test_a_tone_keeps_its_pitch_and_loudness_at_another_rate() -> None:
     assert np.abs(heard).max() == pytest.approx(10_000, rel=0.02)
 
 
+def test_audio_is_gathered_until_there_is_enough_and_then_heard_whole() -> None:
+    sent = np.arange(640, dtype="<i2")
+    source = PcmInput(PcmFormat.S16LE, 16_000)
+    pieces = [sent[start : start + 160].tobytes() for start in range(0, len(sent), 160)]
+    assert [source.gather(piece, 0.03) for piece in pieces[:3]] == [True, True, False]
+    heard = source.feed(pieces[2], gather_s=0.03)
+    assert heard.tolist() == sent[:480].tolist()
+    assert not source.gather(pieces[3], 0.0)
+    assert source.feed(pieces[3]).tolist() == sent[480:].tolist()
+
+
 @pytest.mark.parametrize("rate_hz", [0, 3999, 192_001])
 def test_impossible_rates_are_refused(rate_hz: int) -> None:
     with pytest.raises(InvalidRequestError, match="sample rate"):

@@ -54,6 +54,7 @@ def _serve(loaded: LoadedSettings) -> int | None:
     from whisper_server.bootstrap import create_app
     from whisper_server.cli.draining_server import DrainingServer
     from whisper_server.cli.logs import set_up_logging
+    from whisper_server.cli.websocket_protocol import WebSocketProtocol
 
     settings = loaded.settings
     set_up_logging(settings.logging)
@@ -72,7 +73,7 @@ def _serve(loaded: LoadedSettings) -> int | None:
             app,
             log_config=None,
             lifespan="on",
-            ws="websockets-sansio",
+            ws=WebSocketProtocol,
             ws_max_size=_MAX_MESSAGE_BYTES,
             # A client that sends faster than real time is slowed down, and its pong waits behind its audio.
             ws_ping_timeout=None,

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import math
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from weakref import ref
@@ -258,24 +259,36 @@ class EngineLane:
             self._start(jobs)
 
     def _next_batch(self) -> list[Job[Any]]:
+        if self._is_prepared and all(job.priority is Priority.LIVE_FINAL for job in self._running_jobs):
+            return []  # beside finals another one would only make all of them late
         now_s, most_patient = self._clock(), self._most_patient()
         batch = self._queue.take(now_s, self._batch_limit, most_patient=most_patient)
         for waiting in batch:
             self._tickets.pop(waiting.item, None)
         return [waiting.item for waiting in batch]
 
-    def _most_patient(self) -> Priority:
-        """What may start now. The last call only prepares its input until a worker is free.
+    @property
+    def _is_prepared(self) -> bool:
+        """Whether each worker has a call: one more only prepares its input until a worker is free.
 
-        If it were more patient than what runs, its steps would still come in between those.
+        The steps of that call come in between those of the calls that run.
         """
-        if not 0 < len(self._running) == self._parallel_calls - 1:
-            return Priority.LONG_FILE
-        return min(job.priority for jobs in self._running.values() for job in jobs)
+        return 0 < len(self._running) == self._parallel_calls - 1
+
+    @property
+    def _running_jobs(self) -> Iterator[Job[Any]]:
+        return (job for jobs in self._running.values() for job in jobs)
+
+    def _most_patient(self) -> Priority:
+        """What may start now: beside calls for all workers nothing that is more patient than they are."""
+        return min(job.priority for job in self._running_jobs) if self._is_prepared else Priority.LONG_FILE
 
     def _batch_limit(self, priority: Priority) -> int:
         if not priority.is_live and self._clock() - self._live_seen_s < _LIVE_MEMORY_S:
             return 1  # a call cannot be interrupted, and whoever speaks waits for it
+        if priority is Priority.LIVE_FINAL:  # each worker takes its part; the first of them is taken already
+            waiting = 1 + self._queue.count(priority)
+            return min(self._max_batch, math.ceil(waiting / max(1, self._parallel_calls - 1)))
         return self._max_batch
 
     def _start(self, jobs: list[Job[Any]]) -> None:

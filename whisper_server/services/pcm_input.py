@@ -62,13 +62,19 @@ class PcmInput:
             audio: the next bytes.
             gather_s: less audio than this waits for more, since each conversion costs 30 µs.
         """
-        data = self._rest + bytes(audio) if self._rest else bytes(audio)
-        if len(data) < gather_s * self._rate_hz * self._sample_bytes:
-            self._rest = data
+        if self.gather(audio, gather_s):
             return np.empty(0, dtype=np.int16)
+        data = self._rest + bytes(audio)
         whole = len(data) - len(data) % self._sample_bytes
         self._rest = data[whole:]
         return self._resampled(self._samples(data[:whole]), is_last=False)
+
+    def gather(self, audio: AudioBytes, gather_s: float) -> bool:
+        """Keep the next bytes for later if all that waits is still less than this; false takes nothing."""
+        if len(self._rest) + len(audio) >= gather_s * self._rate_hz * self._sample_bytes:
+            return False
+        self._rest += audio
+        return True
 
     def flush(self) -> Pcm16:
         """What waits and what the resampler holds; half a sample is dropped. Then a new stream may follow."""

@@ -8,6 +8,8 @@ from typing import Any
 from whisper_server.core.errors import InvalidRequestError
 from whisper_server.core.validators import decode_base64
 
+APPEND = "input_audio_buffer.append"
+
 _MAX_EVENT_ID_CHARS = 512
 
 
@@ -66,6 +68,17 @@ def decode_audio(event: ClientEvent, *, max_bytes: int) -> bytes:
         raise InvalidRequestError(
             "'audio' is not valid base64.", param="audio", code="invalid_base64"
         ) from error
+
+
+def audio_of(message: str | bytes, *, max_bytes: int) -> bytes | None:
+    """The audio that a frame brings; None where it is another event or something is wrong with it."""
+    if isinstance(message, bytes):
+        return None
+    try:
+        event = parse_event(message)
+        return decode_audio(event, max_bytes=max_bytes) if event.type == APPEND else None
+    except InvalidRequestError:
+        return None
 
 
 def item_id_of(event: ClientEvent) -> str:

@@ -20,6 +20,12 @@ class Inbox:
         self._chars = 0
         self._has_come = asyncio.Event()
         self._has_room = asyncio.Event()
+        self._is_waited_for = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything has been handled, and whoever obeys waits for more."""
+        return self._is_waited_for and not self._messages
 
     async def put(self, message: str | bytes) -> None:
         """Add a message, then wait until there is room for another."""
@@ -34,9 +40,11 @@ class Inbox:
         """The oldest message; waits for one."""
         if self._messages:
             await asyncio.sleep(0)  # whoever sends faster than real time must not hold up the others
+        self._is_waited_for = True
         while not self._messages:
             self._has_come.clear()
             await self._has_come.wait()
+        self._is_waited_for = False
         message = self._messages.popleft()
         self._chars -= len(message)
         self._has_room.set()

@@ -13,7 +13,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from whisper_server.api.openai.fields import shown
 from whisper_server.api.openai.realtime.client_events import (
+    APPEND,
     ClientEvent,
+    audio_of,
     decode_audio,
     item_id_of,
     parse_event,
@@ -143,7 +145,9 @@ class RealtimeSession:
                 self._finish(None)
                 return
             text = message.get("text")
-            await self._inbox.put(message.get("bytes") or b"" if text is None else text)
+            data = message.get("bytes") or b"" if text is None else text
+            if not self._gather(data):
+                await self._inbox.put(data)
 
     async def _work(self) -> None:
         with self._work_scope:
@@ -184,6 +188,14 @@ class RealtimeSession:
             await self._fail(
                 WhisperServerError("The server failed on this session. Its log has the details.")
             )
+
+    def _gather(self, message: str | bytes) -> bool:
+        """Keep audio that only waits for more: between utterances nearly all that comes. False leaves it."""
+        gather_s = 0.0 if self._stream is None else self._stream.missing_s
+        if gather_s == 0.0 or not self._inbox.is_idle or len(message) > _LARGE_FRAME_CHARS:
+            return False
+        audio = audio_of(message, max_bytes=self._limits.max_append_bytes)
+        return audio is not None and self._pcm.gather(audio, gather_s)
 
     # Client events.
 
@@ -348,7 +360,7 @@ _UPDATES: Mapping[str, Dialect] = MappingProxyType(
 _ACTIONS: Mapping[str, str] = MappingProxyType(
     {
         **dict.fromkeys(_UPDATES, "_update"),
-        "input_audio_buffer.append": "_append",
+        APPEND: "_append",
         "input_audio_buffer.commit": "_commit",
         "input_audio_buffer.clear": "_clear",
         "conversation.item.retrieve": "_retrieve",
