@@ -1,4 +1,6 @@
-"""uvicorn's WebSocket connection, without a pause of reading for every message."""
+"""uvicorn's WebSocket connection, without a pause for every message and with quiet refusals."""
+
+from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
@@ -12,6 +14,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     uvicorn pauses with each message and resumes when the app has taken it: two system calls more for each, at
     20 to 50 messages a second of every live stream, of which hardly one has to wait.
     """
+
+    async def send(self, message: Any) -> None:
+        """Send what the app says."""
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
+            # A refusal answers the handshake. uvicorn would log each as a fault of the app.
+            self.handshake_complete = True
 
     def send_receive_event_to_app(self) -> None:
         """Queue a message for the app."""
