@@ -16,17 +16,15 @@ def reset_peak_memory(pid: int) -> None:
 
 def memory_mb(pid: int, *, peak: bool = False) -> float:
     """Resident memory of a process, or its peak since `reset_peak_memory`, MB. Linux only."""
-    name = "VmHWM" if peak else "VmRSS"
-    for line in (_PROC / str(pid) / "status").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise RuntimeError(f"{name} is not in /proc")
+    return _sum_mb(pid, "status", "VmHWM" if peak else "VmRSS")
 
 
 def tree_memory_mb(pid: int) -> float | None:
-    """Resident memory of a process and all below it, MB; None where there is no /proc to read it from.
+    """What a process and all below it hold in memory, MB; None where there is no /proc to read it from.
 
-    Memory that processes share counts in each of them.
+    Pages of files, such as libraries, are left out: the system drops and reads them again as it likes, and a
+    machine with time to spare drops much of them between two looks. Memory that the processes share counts
+    once.
     """
     if not (_PROC / str(pid)).exists():
         return None
@@ -36,10 +34,19 @@ def tree_memory_mb(pid: int) -> float | None:
         current = waiting.pop()
         try:
             waiting += _children(current)
-            total_mb += memory_mb(current)
-        except (OSError, RuntimeError):  # it has ended meanwhile; what is ending shows no VmRSS
+            total_mb += _sum_mb(current, "smaps_rollup", "Pss_Anon", "Pss_Shmem")
+        except (OSError, RuntimeError):  # it has ended meanwhile; what is ending shows none of these
             continue
     return total_mb
+
+
+def _sum_mb(pid: int, file: str, *names: str) -> float:
+    """The sum of some lines of a file about a process, MB."""
+    lines = (_PROC / str(pid) / file).read_text().splitlines()
+    found = [int(line.split()[1]) for line in lines if line.startswith(tuple(f"{name}:" for name in names))]
+    if len(found) < len(names):
+        raise RuntimeError(f"{' or '.join(names)} is not in /proc")
+    return sum(found) * 1024 / 1e6
 
 
 def _children(pid: int) -> list[int]:

@@ -310,6 +310,23 @@ def test_listening_to_others_without_keys_gives_a_loud_warning(
     assert all(record.levelno == logging.WARNING and host in record.message for record in warnings)
 
 
+@pytest.mark.parametrize(
+    ("section", "is_warned"),
+    [
+        ({"host": "0.0.0.0"}, True),
+        ({"host": "0.0.0.0", "enabled": False}, False),
+        ({"host": "0.0.0.0", "port": None, "unix_socket": "stt.sock"}, False),
+        ({"host": "0.0.0.0", "tls_client_ca": "ca.pem"}, False),
+        ({}, False),
+    ],
+)
+def test_grpc_that_others_reach_without_keys_gives_it_too(
+    caplog: pytest.LogCaptureFixture, section: dict[str, Any], is_warned: bool
+) -> None:
+    load_api_keys(make_settings(grpc=section))
+    assert ("NO API KEYS: the server listens on 0.0.0.0," in caplog.text) == is_warned
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "[::1]", "localhost", "LOCALHOST"])
 def test_loopback_addresses_are_known(host: str) -> None:
     assert is_loopback(host)

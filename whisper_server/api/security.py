@@ -80,13 +80,24 @@ def load_api_keys(settings: Settings) -> ApiKeys:
             len(entries),
             SHORT_CHARACTERS,
         )
-    if not entries and not is_loopback(settings.server.host):
+    reachable = [] if entries else [host for host in _open_hosts(settings) if not is_loopback(host)]
+    if reachable:
         logger.warning(
             "NO API KEYS: the server listens on %s, and whoever reaches it may use it. Set "
             "WHISPER_API_KEYS or WHISPER_API_KEYS_FILE, or listen on 127.0.0.1 (docs/security.md).",
-            settings.server.host,
+            " and ".join(dict.fromkeys(reachable)),
         )
     return ApiKeys(entries)
+
+
+def _open_hosts(settings: Settings) -> Iterator[str]:
+    """The addresses where nothing but API keys can keep anybody out."""
+    server, grpc = settings.server, settings.grpc
+    if server.enabled:
+        yield server.host
+    # With mutual TLS clients bring a certificate.
+    if grpc.enabled and grpc.port is not None and grpc.tls_client_ca is None:
+        yield grpc.host or server.host
 
 
 def is_loopback(host: str) -> bool:

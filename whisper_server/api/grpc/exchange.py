@@ -193,5 +193,5 @@ class Exchange:
             "response-emit": self._emit_s,
         }
         times_s = {**parts_s, "total": sum(parts_s.values())}
-        told = [(f"stt-decode-{name}-sec", f"{seconds:.6f}") for name, seconds in times_s.items()]
-        return (*told, ("stt-decode-count", str(totals.count)))
+        times = [(f"stt-decode-{name}-sec", f"{seconds:.6f}") for name, seconds in times_s.items()]
+        return (*times, ("stt-decode-count", str(totals.count)))

@@ -60,7 +60,7 @@ class SpeechToTextServicer(stt_pb2_grpc.SpeechToTextServicer):
                     must_keep_up=False,
                 )
             token = new_token() if request.require_token else ""
-            self._sessions.add(OpenSession(stream, audio, call.client, token))
+            self._sessions.add(OpenSession(stream, audio, call.key_name, token))
             return telling.created(wish, token, services.settings)
         raise AssertionError("the call was aborted")
 
@@ -73,7 +73,7 @@ class SpeechToTextServicer(stt_pb2_grpc.SpeechToTextServicer):
             first = await incoming.next()
             if first is None:
                 raise UnknownSessionError("The first message must name a session: session_id.")
-            session = self._sessions.claim(first.session_id, first.session_token, call.client)
+            session = self._sessions.claim(first.session_id, first.session_token, call.key_name)
             try:
                 with session_logging(session.stream.id):
                     await Exchange(session, context).run(first, incoming)

@@ -29,14 +29,14 @@ class OpenSession:
     Attributes:
         stream: open.
         audio: converts what the client sends.
-        client: who created it; nobody else may stream to it.
+        key_name: of the API key that created it, which alone may stream to it; None where there are no keys.
         token: that every message has to bring; empty for none.
         claimed: it is being streamed to.
     """
 
     stream: LiveStream
     audio: RawAudio
-    client: str
+    key_name: str | None
     token: str = ""
     claimed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -81,16 +81,16 @@ class SessionBook:
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
 
-    def claim(self, session_id: str, token: str, client: str) -> OpenSession:
+    def claim(self, session_id: str, token: str, key_name: str | None) -> OpenSession:
         """The session of an id, for the one call that streams to it; `release` follows.
 
         Raises:
-            UnknownSessionError: there is none of this id, or it is another client's.
+            UnknownSessionError: there is none of this id, or it is another key's.
             InvalidSessionTokenError: the token is not the session's. The session stays open.
             SessionExistsError: another call streams to it.
         """
         session = self._sessions.get(session_id)
-        if session is None or session.client != client:
+        if session is None or session.key_name != key_name:
             raise UnknownSessionError(
                 "No session of this session_id is open. Call CreateSession, and name it in the first message."
             )
