@@ -220,10 +220,7 @@ def _number(message: stt_pb2.VadConfig, name: str, low: float, high: float) -> f
     if not message.HasField(name):  # type: ignore[arg-type]  # the stubs list the names
         return None
     value: float = round(getattr(message, name), 6)
-    if not low <= value <= high:  # not a number is in no range
-        raise InvalidRequestError(
-            f"'{name}' must be between {low:g} and {high:g}.", param=name, code="invalid_value"
-        )
+    _check_range(name, value, low, high)
     return value
 
 
@@ -233,11 +230,15 @@ def _whole(
     if not message.HasField(name):  # type: ignore[arg-type]  # the stubs list the names
         return None
     value: int = getattr(message, name)
-    if not low <= value <= high:
-        raise InvalidRequestError(
-            f"'{name}' must be between {low} and {high}.", param=name, code="invalid_value"
-        )
+    _check_range(name, value, low, high)
     return value
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # not a number is in no range
+        raise InvalidRequestError(
+            f"'{name}' must be between {low:g} and {high:g}.", param=name, code="invalid_value"
+        )
 
 
 def _known(names: Mapping[_Number, _Enum], number: _Number, param: str) -> _Enum | None:

@@ -12,15 +12,14 @@ from urllib.parse import unquote
 
 import grpc.aio
 
+from whisper_server.api.errors import log_fault, unknown_error
 from whisper_server.api.grpc.incoming import Incoming
 from whisper_server.api.grpc.status import status_of
 from whisper_server.api.request_id import HEADER, request_logging
 from whisper_server.api.security import ApiKeys
 from whisper_server.core.errors import (
-    DeadlineExceededError,
     InvalidApiKeyError,
     MissingApiKeyError,
-    ServerBusyError,
     WhisperServerError,
 )
 
@@ -72,7 +71,7 @@ async def answering(
             log.key_name = call.key_name
             yield call
         except WhisperServerError as error:
-            _log_fault(error)
+            log_fault(error)
             await log.abort(error)
         except grpc.aio.AbortError:
             raise
@@ -81,8 +80,7 @@ async def answering(
             raise
         except Exception:  # the boundary of one call: it fails, the server goes on
             logger.exception("%s failed", method)
-            text = f"The server failed on this call. Its log has the details under request id {request_id}."
-            await log.abort(WhisperServerError(text))
+            await log.abort(unknown_error())
         finally:
             log.write()
 
@@ -136,17 +134,6 @@ def address_of(peer: str) -> str:
     if kind not in ("ipv4", "ipv6"):
         return ""
     return unquote(rest.rpartition(":")[0]).strip("[]")
-
-
-def _log_fault(error: WhisperServerError) -> None:
-    is_fault = status_of(error, "").code in _SERVER_FAULTS
-    is_fault = is_fault and not isinstance(error, ServerBusyError | DeadlineExceededError)
-    causes = f" ({error.causes})" if error.causes else ""
-    level = logging.ERROR if is_fault else logging.INFO
-    logger.log(level, "%s: %s%s", type(error).__name__, error.message, causes)
-
-
-_SERVER_FAULTS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE)
 
 
 def _key_name(metadata: list[tuple[str, str | bytes]], keys: ApiKeys) -> str | None:
