@@ -20,6 +20,7 @@ from whisper_server.core.errors import (
     ServerBusyError,
     UnsupportedByEngineError,
 )
+from whisper_server.core.scheduling import Priority
 from whisper_server.core.types import Decoded, LanguageProbabilities, Segment, Window
 
 COMPUTE = ComputeChoice("commanded", "cpu", "none", cpu_threads=1, workers=1)
@@ -27,6 +28,7 @@ LOADER = "tests.commanded_engine:load"
 DEMO_LOADER = "tests.commanded_engine:load_demo"
 
 LOAD_COMMAND = "load"
+TELL_PRIORITY = "tell priority"
 """Name of the file in the model's folder that says what its load does."""
 
 RUNNING = "running"
@@ -81,11 +83,13 @@ class CommandedEngine:
             weights_bytes=0,
         )
 
-    def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+    def decode(self, windows: Sequence[Window], priority: Priority = Priority.LONG_FILE) -> list[Decoded]:
         self._commands.get(windows[0].prompt, lambda: None)()
-        return [_answer(window) for window in windows]
+        return [_answer(window, priority) for window in windows]
 
-    def detect_language(self, windows: Sequence[Window]) -> list[LanguageProbabilities]:
+    def detect_language(
+        self, windows: Sequence[Window], priority: Priority = Priority.LONG_FILE
+    ) -> list[LanguageProbabilities]:
         return [[("pt", float(window.samples[0])), ("en", 0.0)] for window in windows]
 
     def wait_until_ready(self) -> None:
@@ -131,10 +135,10 @@ def load_demo(folder: Path, compute: ComputeChoice) -> Engine:
     engine = faster_whisper.load(folder, compute)
     decode = engine.decode
 
-    def announced(windows: Sequence[Window]) -> list[Decoded]:
+    def announced(windows: Sequence[Window], priority: Priority = Priority.LONG_FILE) -> list[Decoded]:
         if (folder / RUNNING).exists():
             announce(folder)
-        return decode(windows)
+        return decode(windows, priority)
 
     engine.decode = announced  # type: ignore[method-assign]  # the rest of the engine stays as it is
     return engine
@@ -157,8 +161,9 @@ def expected(window: Window) -> str:
     return f"{window.prompt}/{len(samples)}/{first:.4f}/{last:.4f}/{float(samples.sum()):.4f}"
 
 
-def _answer(window: Window) -> Decoded:
-    segment = Segment(0.0, window.duration_s, expected(window), (), -0.25, 1.0, 0.0, 0.0)
+def _answer(window: Window, priority: Priority) -> Decoded:
+    text = priority.name if window.prompt == TELL_PRIORITY else expected(window)
+    segment = Segment(0.0, window.duration_s, text, (), -0.25, 1.0, 0.0, 0.0)
     return Decoded((segment,), window.language or "en", 1.0, window.duration_s, True, 0.0)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from whisper_server.core.engine import Capabilities
+from whisper_server.core.scheduling import Priority
 from whisper_server.core.types import (
     SAMPLE_RATE,
     AlignedWord,
@@ -129,7 +130,7 @@ class HearingEngine:
     def __post_init__(self) -> None:
         self.gate.set()
 
-    def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+    def decode(self, windows: Sequence[Window], priority: Priority = Priority.LONG_FILE) -> list[Decoded]:
         with self.changed:
             self.windows += windows
             self.changed.notify_all()
@@ -138,7 +139,9 @@ class HearingEngine:
             raise self.error
         return [hear(window, word_s=self.word_s) for window in windows]
 
-    def detect_language(self, windows: Sequence[Window]) -> list[LanguageProbabilities]:
+    def detect_language(
+        self, windows: Sequence[Window], priority: Priority = Priority.LONG_FILE
+    ) -> list[LanguageProbabilities]:
         return [[("en", 1.0)] for _ in windows]
 
     def wait_until_ready(self) -> None:

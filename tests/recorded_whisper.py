@@ -1,5 +1,7 @@
 """The faster-whisper engine on a real model whose calls to CTranslate2 are noted, or fail when told to."""
 
+import threading
+from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,6 +9,8 @@ from faster_whisper import WhisperModel
 
 from whisper_server.core.engine import ComputeChoice
 from whisper_server.engines.faster_whisper import FasterWhisperEngine
+
+_WAIT_S = 60.0
 
 
 class Call(NamedTuple):
@@ -23,12 +27,14 @@ class RecordedWhisper:
     Attributes:
         calls: the calls since they were last cleared.
         fault: raised by the next `generate`.
+        holds: what each `generate` still to come waits for before it begins, the next one first.
     """
 
     def __init__(self, whisper: Any) -> None:
         self._whisper = whisper
         self.calls: list[Call] = []
         self.fault: BaseException | None = None
+        self.holds: deque[threading.Event] = deque()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._whisper, name)
@@ -42,6 +48,8 @@ class RecordedWhisper:
         if self.fault is not None:
             fault, self.fault = self.fault, None
             raise fault
+        if self.holds:
+            assert self.holds.popleft().wait(_WAIT_S)
         return self._whisper.generate(encoded, prompts, **options)
 
     def detect_language(self, encoded: Any) -> Any:

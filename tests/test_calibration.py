@@ -26,6 +26,7 @@ from whisper_server.core.calibration import (
 from whisper_server.core.engine import Capabilities, ComputeChoice
 from whisper_server.core.errors import EngineError, ModelLoadError
 from whisper_server.core.hardware import Decision, HardwareFacts, HardwareRequest, choose_compute
+from whisper_server.core.scheduling import Priority
 from whisper_server.core.types import Decoded, LanguageProbabilities, Timestamps, Window
 from whisper_server.engines.hardware_probe import gather_facts
 from whisper_server.engines.scripted import scripted_capabilities
@@ -229,7 +230,7 @@ class TimedEngine:
     def capabilities(self) -> Capabilities:
         return scripted_capabilities(parallel_calls=self.parallelism.workers + 1)
 
-    def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+    def decode(self, windows: Sequence[Window], priority: Priority = Priority.LONG_FILE) -> list[Decoded]:
         self._bench.on_decode(self)
         self.calls.append(list(windows))
         alone_s = self._bench.latency_s[self.parallelism]
@@ -237,7 +238,9 @@ class TimedEngine:
         self._bench.pass_time(alone_s if len(windows) == 1 else together_s)
         return [Decoded((), "en", 1.0, window.duration_s, True, 0.0) for window in windows]
 
-    def detect_language(self, windows: Sequence[Window]) -> list[LanguageProbabilities]:
+    def detect_language(
+        self, windows: Sequence[Window], priority: Priority = Priority.LONG_FILE
+    ) -> list[LanguageProbabilities]:
         return [[("en", 1.0)] for _ in windows]
 
     def wait_until_ready(self) -> None:

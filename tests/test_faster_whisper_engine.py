@@ -1,6 +1,9 @@
 """The faster-whisper engine by itself: what it refuses, what it survives, and how it names its faults."""
 
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ctranslate2 import DataType, StorageView
-from faster_whisper import decode_audio
+from faster_whisper import WhisperModel, decode_audio
 
 from tests.recorded_whisper import RecordedWhisper, recorded_engine
 from whisper_server.core.engine import ComputeChoice, Engine
@@ -20,9 +23,11 @@ from whisper_server.core.errors import (
     ModelLoadError,
     UnsupportedByEngineError,
 )
+from whisper_server.core.scheduling import Priority
 from whisper_server.core.types import DecodeOptions, Timestamps, Window
 from whisper_server.engines import faster_whisper
 from whisper_server.engines.whisper_encoder import Chunk, Encodings
+from whisper_server.engines.worker_turns import WorkerTurns
 
 COMPUTE = ComputeChoice("faster-whisper", "cpu", "float32", cpu_threads=1, workers=1)
 GREEDY = DecodeOptions(beam_size=1, best_of=1, temperatures=(0.0,))
@@ -159,10 +164,49 @@ def test_a_call_to_an_engine_without_weights_is_an_engine_error(demo_model_path:
 def test_encodings_in_bfloat16_are_put_together_on_the_host() -> None:
     """Numpy has no such numbers, and some GPUs compute in them."""
     views = [StorageView.from_array(np.full((1, 4, 2), n, np.float32)) for n in range(3)]
-    encodings = Encodings([Chunk(v.to(DataType.bfloat16), [row]) for row, v in enumerate(views)])
+    chunks = [Chunk(v.to(DataType.bfloat16), [row]) for row, v in enumerate(views)]
+    encodings = Encodings(None, WorkerTurns(1, spare=0), Priority.LONG_FILE, chunks)
     taken = np.asarray(encodings.take([0, 2]))
     assert taken.shape == (2, 4, 2)
     assert taken[:, 0, 0].tolist() == [0.0, 2.0]
+
+
+def test_an_urgent_call_overtakes_a_patient_one(
+    recorded: tuple[Engine, RecordedWhisper], demo_test_set: list[dict[str, Any]]
+) -> None:
+    engine, whisper = recorded
+    whisper.calls.clear()
+    clip, other = (
+        Window(decode_audio(str(each["path"])), language=each["language"], options=GREEDY)
+        for each in demo_test_set[:2]
+    )
+    (alone,) = engine.decode([clip])
+    hold = threading.Event()
+    whisper.holds.append(hold)
+    with ThreadPoolExecutor(1) as threads:
+        file = threads.submit(engine.decode, [other], Priority.LONG_FILE)
+        while whisper.holds:  # until the file's window is being decoded
+            time.sleep(0.001)
+        assert engine.decode([clip], Priority.SHORT_FILE) == [alone]
+        assert not file.done()
+        hold.set()
+        assert file.result(60)[0].segments
+
+
+def test_the_weights_are_loaded_for_the_workers_and_a_spare_one(
+    demo_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[WhisperModel] = []
+
+    def load(*arguments: Any, **options: Any) -> WhisperModel:
+        loaded.append(WhisperModel(*arguments, **options))
+        return loaded[-1]
+
+    monkeypatch.setattr("faster_whisper.WhisperModel", load)
+    engine = faster_whisper.load(demo_model_path, replace(COMPUTE, workers=2))
+    assert loaded[0].model.num_workers == 3
+    assert engine.capabilities.parallel_calls == 3
+    engine.close()
 
 
 def test_capabilities_tell_what_was_loaded(engine: Engine, demo_model_path: Path) -> None:

@@ -28,6 +28,7 @@ from tests.commanded_engine import (
     MAX_BATCH,
     PARALLEL_CALLS,
     RUNNING,
+    TELL_PRIORITY,
     expected,
     said,
 )
@@ -41,6 +42,7 @@ from whisper_server.core.errors import (
     UnsupportedByEngineError,
     WhisperServerError,
 )
+from whisper_server.core.scheduling import Priority
 from whisper_server.core.types import DecodeOptions, Samples, Window
 from whisper_server.engines import faster_whisper
 from whisper_server.engines.isolation import IsolatedEngine, isolated
@@ -146,6 +148,12 @@ def test_as_many_calls_as_the_engine_takes_run_at_once(
     batches = [[window("meet", seed=n)] for n in range(PARALLEL_CALLS)]
     for batch, decoded in zip(batches, threads.map(shared_engine.decode, batches), strict=True):
         assert said(decoded[0]) == expected(batch[0])
+
+
+def test_a_call_comes_with_its_priority(shared_engine: Engine) -> None:
+    for priority in Priority:
+        (decoded,) = shared_engine.decode([window(TELL_PRIORITY)], priority)
+        assert said(decoded) == priority.name
 
 
 def test_languages_are_detected_in_the_process(shared_engine: Engine) -> None:

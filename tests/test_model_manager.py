@@ -22,6 +22,7 @@ from whisper_server.core.errors import (
     ModelUnavailableError,
     ServerBusyError,
 )
+from whisper_server.core.scheduling import Priority
 from whisper_server.core.types import Decoded, LanguageProbabilities, Window
 from whisper_server.services.model_catalog import ModelReference
 from whisper_server.services.model_manager import ModelManager, UnloadResult
@@ -70,10 +71,12 @@ class ScriptedEngine:
     def abort(self) -> bool:
         raise NotImplementedError
 
-    def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+    def decode(self, windows: Sequence[Window], priority: Priority = Priority.LONG_FILE) -> list[Decoded]:
         raise NotImplementedError
 
-    def detect_language(self, windows: Sequence[Window]) -> list[LanguageProbabilities]:
+    def detect_language(
+        self, windows: Sequence[Window], priority: Priority = Priority.LONG_FILE
+    ) -> list[LanguageProbabilities]:
         raise NotImplementedError
 
     def close(self) -> None:

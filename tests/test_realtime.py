@@ -24,6 +24,7 @@ from whisper_server.api.openai.realtime.events import EventWriter
 from whisper_server.api.openai.realtime.session import RealtimeLimits
 from whisper_server.cli.logs import RequestIdFilter
 from whisper_server.core.errors import EngineError
+from whisper_server.core.scheduling import Priority
 from whisper_server.core.stream_events import (
     BufferCleared,
     FinalTranscript,
@@ -568,9 +569,9 @@ class NotingEngine(HearingEngine):
         super().__init__()
         self.heard: set[str] = set()
 
-    def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+    def decode(self, windows: Sequence[Window], priority: Priority = Priority.LONG_FILE) -> list[Decoded]:
         self.heard.update(segment.text.strip() for window in windows for segment in hear(window).segments)
-        return super().decode(windows)
+        return super().decode(windows, priority)
 
 
 def test_when_the_client_leaves_nothing_of_it_is_decoded_any_more() -> None:

@@ -21,7 +21,7 @@ from whisper_server.core.errors import (
     UnsupportedByEngineError,
 )
 from whisper_server.core.scheduling import Caller, Priority
-from whisper_server.core.types import Decoded, DecodeOptions, Window
+from whisper_server.core.types import Decoded, DecodeOptions, LanguageProbabilities, Window
 from whisper_server.engines.scripted import ScriptedEngine, Step, scripted_capabilities
 from whisper_server.services.engine_lane import SchedulerLimits
 from whisper_server.services.scheduler import Scheduler
@@ -57,6 +57,27 @@ async def test_the_results_are_in_the_order_of_the_windows() -> None:
 async def test_a_language_is_detected_the_same_way() -> None:
     engine = ScriptedEngine(then=Step(language="pt"))
     assert await Scheduler().detect_language(engine, [window()], priority=FILE) == [[("pt", 1.0)]]
+
+
+async def test_the_engine_is_told_how_urgent_a_call_is() -> None:
+    told: list[Priority] = []
+
+    class Listening(ScriptedEngine):
+        def decode(self, windows: Sequence[Window], priority: Priority = Priority.LONG_FILE) -> list[Decoded]:
+            told.append(priority)
+            return super().decode(windows, priority)
+
+        def detect_language(
+            self, windows: Sequence[Window], priority: Priority = Priority.LONG_FILE
+        ) -> list[LanguageProbabilities]:
+            told.append(priority)
+            return super().detect_language(windows, priority)
+
+    engine, scheduler = Listening(), Scheduler()
+    for priority in Priority:
+        await scheduler.decode(engine, [window()], priority=priority)
+        await scheduler.detect_language(engine, [window()], priority=priority)
+    assert told == [priority for priority in Priority for _ in range(2)]
 
 
 @pytest.mark.parametrize("parallel_calls", [1, 3])
@@ -308,6 +329,33 @@ async def test_a_final_begins_beside_what_is_more_patient() -> None:
     await patient.release()
 
 
+async def test_what_is_more_urgent_than_all_that_runs_begins_beside_it() -> None:
+    gate = threading.Event()
+    capabilities = scripted_capabilities(parallel_calls=2, overtaking_calls=1)
+    patient = Patient(ScriptedEngine(then=Step(gate=gate), capabilities=capabilities), gate)
+    await patient.add(window(1), window(2), window(3), priority=Priority.LONG_FILE)
+    await begun(patient.engine, 2)
+    await patient.add(window(4), priority=Priority.SHORT_FILE)
+    await begun(patient.engine, 3)
+    assert durations(patient.engine)[2:] == [4]
+    await patient.add(window(5), priority=Priority.SHORT_FILE)
+    await patient.add(window(6), priority=Priority.LIVE_FINAL)
+    assert len(patient.engine.windows) == 3
+    await patient.release()
+    assert durations(patient.engine)[3:] == [6, 5, 3]
+
+
+async def test_what_has_waited_too_long_does_not_overtake() -> None:
+    gate = threading.Event()
+    capabilities = scripted_capabilities(parallel_calls=1, overtaking_calls=1)
+    patient = Patient(ScriptedEngine(then=Step(gate=gate), capabilities=capabilities), gate, ageing_s=0.0)
+    await patient.add(*(window(seconds) for seconds in (1, 2, 3)), priority=Priority.LONG_FILE)
+    await patient.add(window(4), priority=Priority.SHORT_FILE)
+    await begun(patient.engine, 2)
+    assert durations(patient.engine) == [1, 4]
+    await patient.release()
+
+
 async def test_workers_share_the_finals_that_wait() -> None:
     patient = patient_with(parallel_calls=3)
     await patient.add(*(window() for _ in range(6)), priority=Priority.LIVE_FINAL)
@@ -428,8 +476,8 @@ class Faulty(ScriptedEngine):
         self.most_rows = most_rows
         self.was_aborted = threading.Event()
 
-    def decode(self, windows: Sequence[Window]) -> list[Decoded]:
-        decoded = super().decode(windows)
+    def decode(self, windows: Sequence[Window], priority: Priority = Priority.LONG_FILE) -> list[Decoded]:
+        decoded = super().decode(windows, priority)
         languages = [one.language for one in windows]
         if "poison" in languages:
             raise RuntimeError("a poisoned row")
@@ -590,8 +638,8 @@ async def test_a_call_behind_another_in_the_engine_has_the_time_of_both() -> Non
 
 async def test_an_engine_that_loses_a_result_fails_by_name() -> None:
     class Short(ScriptedEngine):
-        def decode(self, windows: Sequence[Window]) -> list[Decoded]:
-            return super().decode(windows)[1:]
+        def decode(self, windows: Sequence[Window], priority: Priority = Priority.LONG_FILE) -> list[Decoded]:
+            return super().decode(windows, priority)[1:]
 
     with pytest.raises(EngineError):
         await Scheduler().decode(Short(), [window()], priority=FILE)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from whisper_server.core.scheduling import Priority
 from whisper_server.core.types import Decoded, LanguageProbabilities, Samples, Window
 
 
@@ -28,6 +29,7 @@ class Capabilities:
         parallel_calls: how many threads may call `decode` at once with profit; 1 means not thread-safe.
         max_batch: how many windows one call to `decode` may bring with profit.
         weights_bytes: size of the loaded weights.
+        overtaking_calls: how many more threads may call `decode` for what is more urgent than all that runs.
     """
 
     engine: str
@@ -41,6 +43,12 @@ class Capabilities:
     parallel_calls: int
     max_batch: int
     weights_bytes: int
+    overtaking_calls: int = 0
+
+    @property
+    def most_calls(self) -> int:
+        """How many calls run at once at most."""
+        return self.parallel_calls + self.overtaking_calls
 
     @property
     def is_multilingual(self) -> bool:
@@ -55,8 +63,12 @@ class Engine(Protocol):
     def capabilities(self) -> Capabilities:
         """What it can do; constant while it is loaded."""
 
-    def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+    def decode(self, windows: Sequence[Window], priority: Priority = Priority.LONG_FILE) -> list[Decoded]:
         """Decode each window; the results are in the order of the windows.
+
+        Args:
+            windows: to decode.
+            priority: beside calls that are more patient this one is computed first, where the engine can.
 
         Raises:
             UnsupportedByEngineError: a window asks for what the engine cannot do.
@@ -66,7 +78,9 @@ class Engine(Protocol):
             EngineCrashedError: the process that ran the call has died.
         """
 
-    def detect_language(self, windows: Sequence[Window]) -> list[LanguageProbabilities]:
+    def detect_language(
+        self, windows: Sequence[Window], priority: Priority = Priority.LONG_FILE
+    ) -> list[LanguageProbabilities]:
         """The probabilities of all languages for each window, most likely first."""
 
     def wait_until_ready(self) -> None:

@@ -103,6 +103,7 @@ class FairQueue(Generic[_Item]):
         limit: Callable[[Priority], int],
         *,
         most_patient: Priority = Priority.LONG_FILE,
+        even_aged: bool = True,
     ) -> list[Waiting[_Item]]:
         """Take out what is next, and whatever of its priority may share a batch with it.
 
@@ -111,9 +112,10 @@ class FairQueue(Generic[_Item]):
         Args:
             now_s: the time, on the clock of `entered_s`.
             limit: the most items of one batch, by priority.
-            most_patient: what is more patient stays, unless it has waited too long.
+            most_patient: what is more patient stays.
+            even_aged: but not what has waited too long.
         """
-        head = self._next(now_s, most_patient)
+        head = self._next(now_s, most_patient, even_aged=even_aged)
         if head is None:
             return []
         one = self._classes[head.priority]
@@ -128,10 +130,10 @@ class FairQueue(Generic[_Item]):
             batch.append(more)
         return batch
 
-    def _next(self, now_s: float, most_patient: Priority) -> Waiting[_Item] | None:
+    def _next(self, now_s: float, most_patient: Priority, *, even_aged: bool) -> Waiting[_Item] | None:
         head = next((first for one in self._classes.values() if (first := one.first()) is not None), None)
         oldest = min(self._heads(), key=lambda waiting: waiting.entered_s, default=None)
-        is_due = oldest is not None and now_s - oldest.entered_s > self._ageing_s
+        is_due = even_aged and oldest is not None and now_s - oldest.entered_s > self._ageing_s
         if is_due and self._turns_since_aged + 1 >= _AGED_TURN:
             self._turns_since_aged = 0
             return oldest

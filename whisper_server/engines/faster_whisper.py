@@ -21,6 +21,7 @@ from whisper_server.core.errors import (
     ModelLoadError,
     UnsupportedByEngineError,
 )
+from whisper_server.core.scheduling import Priority
 from whisper_server.core.types import (
     FRAME_SAMPLES,
     Decoded,
@@ -32,6 +33,7 @@ from whisper_server.core.types import (
 from whisper_server.engines.whisper_encoder import Encoder, Encodings
 from whisper_server.engines.whisper_prompts import Prompts
 from whisper_server.engines.word_alignment import with_alignment
+from whisper_server.engines.worker_turns import WorkerTurns
 
 if TYPE_CHECKING:
     from faster_whisper import WhisperModel
@@ -41,6 +43,9 @@ NAME = "faster-whisper"
 
 _MAX_BATCH = {"cpu": 8, "cuda": 16}
 """Windows of one call: beyond that a step of the decoder gains little, and all wait for the slowest."""
+
+_SPARE_WORKERS = {"cpu": 1, "cuda": 0}
+"""For calls that are more urgent than those that run; all workers share the weights."""
 
 _LOST_DEVICE = (
     "illegal memory access",
@@ -70,7 +75,7 @@ def load(folder: Path, compute: ComputeChoice) -> "FasterWhisperEngine":
             device_index=compute.device_index,
             compute_type=compute.compute_type,
             cpu_threads=compute.cpu_threads,
-            num_workers=compute.workers,
+            num_workers=compute.workers + _SPARE_WORKERS[compute.device],
             local_files_only=True,
         )
     except (RuntimeError, ValueError, OSError, MemoryError) as error:
@@ -107,7 +112,8 @@ class FasterWhisperEngine:
     def __init__(self, model: "WhisperModel", compute: ComputeChoice, *, weights_bytes: int) -> None:
         self._model = model
         self._whisper = model.model
-        self._encoder = Encoder(self._whisper, in_batches=compute.device == "cuda")
+        turns = WorkerTurns(compute.workers, spare=_SPARE_WORKERS[compute.device])
+        self._encoder = Encoder(self._whisper, turns, in_batches=compute.device == "cuda")
         self._prompts = Prompts(model)
         self._vocabulary_size: int = model.hf_tokenizer.get_vocab_size()
         languages = model.supported_languages
@@ -122,8 +128,9 @@ class FasterWhisperEngine:
             word_timestamps=True,
             hotwords=True,
             mel_bins=self._whisper.n_mels,
-            # One call more than workers: while one prepares its input, CTranslate2 has another to compute.
+            # One call more than workers: while one prepares its input, the others have something to compute.
             parallel_calls=compute.workers + 1,
+            overtaking_calls=_SPARE_WORKERS[compute.device],
             max_batch=_MAX_BATCH[compute.device],
             weights_bytes=weights_bytes,
         )
@@ -144,15 +151,17 @@ class FasterWhisperEngine:
         """Free the weights."""
         self._whisper.unload_model()
 
-    def detect_language(self, windows: Sequence[Window]) -> list[LanguageProbabilities]:
+    def detect_language(
+        self, windows: Sequence[Window], priority: Priority = Priority.LONG_FILE
+    ) -> list[LanguageProbabilities]:
         """The probability of each language for each window, most likely first."""
         if not self._capabilities.is_multilingual:
             return [[("en", 1.0)] for _ in windows]
         with _named_faults():
-            detected = self._detected(self._encoder.encode(windows), range(len(windows)))
+            detected = self._detected(self._encoder.encode(windows, priority), range(len(windows)))
         return [detected[index] for index in range(len(windows))]
 
-    def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+    def decode(self, windows: Sequence[Window], priority: Priority = Priority.LONG_FILE) -> list[Decoded]:
         """Decode each window. Windows that agree in all the model asks for go through it together.
 
         Each row of one call to the decoder needs the same options, timestamps on or off, length of the
@@ -162,7 +171,7 @@ class FasterWhisperEngine:
             self._check(window)
         results: dict[int, Decoded] = {}
         with _named_faults():
-            encodings = self._encoder.encode(windows)
+            encodings = self._encoder.encode(windows, priority)
             for batch in _grouped(self._rows(windows, encodings), _row_key):
                 results |= self._decode_batch(batch, encodings)
         return [results[index] for index in range(len(windows))]
@@ -193,8 +202,7 @@ class FasterWhisperEngine:
     def _detected(self, encodings: Encodings, rows: Iterable[int]) -> dict[int, LanguageProbabilities]:
         detected: dict[int, LanguageProbabilities] = {}
         for group in encodings.as_encoded(list(rows)):
-            results = self._whisper.detect_language(encodings.take(group))
-            for row, ranking in zip(group, results, strict=True):
+            for row, ranking in zip(group, encodings.detect_language(group), strict=True):
                 detected[row] = [(token[2:-2], probability) for token, probability in ranking]
         return detected
 
@@ -243,8 +251,8 @@ class FasterWhisperEngine:
             }
         else:
             search = {"beam_size": options.beam_size, "patience": options.patience}
-        results = self._whisper.generate(
-            encodings.take([row.index for row in rows]),
+        results = encodings.generate(
+            [row.index for row in rows],
             [row.prompt for row in rows],
             length_penalty=options.length_penalty,
             repetition_penalty=options.repetition_penalty,
@@ -313,8 +321,8 @@ class FasterWhisperEngine:
         for same in _grouped(spoken, lambda row: tuple(row.tokenizer.sot_sequence)):
             by_index = {row.index: row for row in same}
             for group in encodings.as_encoded(list(by_index)):
-                results = self._whisper.align(
-                    encodings.take(group),
+                results = encodings.align(
+                    group,
                     same[0].tokenizer.sot_sequence,
                     [texts[index] for index in group],
                     [len(by_index[index].window.audio) // FRAME_SAMPLES for index in group],

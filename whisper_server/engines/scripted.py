@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from whisper_server.core.engine import Capabilities, ComputeChoice
+from whisper_server.core.scheduling import Priority
 from whisper_server.core.types import AlignedWord, Decoded, LanguageProbabilities, Segment, Window
 
 NAME = "scripted"
@@ -110,7 +111,7 @@ class ScriptedEngine:
         """Block until no call runs; errors as `wait_for_windows`."""
         self._wait(lambda: not self._running, "the end of all calls")
 
-    def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+    def decode(self, windows: Sequence[Window], priority: Priority = Priority.LONG_FILE) -> list[Decoded]:
         """What the script says to each window."""
         with self._changed:
             steps = [next(self._steps, self._then) for _ in windows]
@@ -126,7 +127,9 @@ class ScriptedEngine:
                 self._running -= 1
                 self._changed.notify_all()
 
-    def detect_language(self, windows: Sequence[Window]) -> list[LanguageProbabilities]:
+    def detect_language(
+        self, windows: Sequence[Window], priority: Priority = Priority.LONG_FILE
+    ) -> list[LanguageProbabilities]:
         """The language of the step that comes after the script, for every window."""
         return [[(self._then.language, 1.0)] for _ in windows]
 
@@ -147,7 +150,9 @@ class ScriptedEngine:
                 raise TimeoutError(f"The engine waited in vain for {what}.")
 
 
-def scripted_capabilities(*, parallel_calls: int = 1, max_batch: int = 8) -> Capabilities:
+def scripted_capabilities(
+    *, parallel_calls: int = 1, overtaking_calls: int = 0, max_batch: int = 8
+) -> Capabilities:
     """Everything, in three languages."""
     return Capabilities(
         engine=NAME,
@@ -161,6 +166,7 @@ def scripted_capabilities(*, parallel_calls: int = 1, max_batch: int = 8) -> Cap
         parallel_calls=parallel_calls,
         max_batch=max_batch,
         weights_bytes=0,
+        overtaking_calls=overtaking_calls,
     )
 
 

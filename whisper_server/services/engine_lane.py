@@ -4,13 +4,11 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 from weakref import ref
 
-from whisper_server.core.audio_context import encoder_frames
-from whisper_server.core.batching import batch_key
 from whisper_server.core.engine import Engine
 from whisper_server.core.errors import (
     EngineCrashedError,
@@ -21,14 +19,11 @@ from whisper_server.core.errors import (
     ServerBusyError,
     WhisperServerError,
 )
-from whisper_server.core.mel import ENCODER_FRAMES
 from whisper_server.core.scheduling import Caller, FairQueue, Priority, Waiting
-from whisper_server.core.types import MAX_WINDOW_S, Decoded, LanguageProbabilities, Window
 from whisper_server.services.daemon_calls import in_daemon_thread
+from whisper_server.services.engine_jobs import Job, still_wanted
 
 logger = logging.getLogger("whisper_server.scheduler")
-
-_Result = TypeVar("_Result")
 
 _LIVE_MEMORY_S = 10.0
 """So long after a live window the next is expected, and files come in small calls."""
@@ -88,58 +83,6 @@ class SchedulerCounters:
     calls_out_of_memory: int = 0
 
 
-@dataclass(slots=True, eq=False)
-class Job(Generic[_Result]):
-    """A window on its way through an engine.
-
-    Attributes:
-        window: what to work on.
-        call: what to do with windows of its kind.
-        result: what came of it.
-        priority: how urgent it is.
-        is_running: it is in a running call, or in one that will be tried again.
-        left_engine: set once it is in no call any more.
-        started_s: when its last call began.
-        ended_s: when that was over.
-        crashes: calls with it whose process died.
-    """
-
-    window: Window
-    call: Callable[[Engine, Sequence[Window]], Sequence[_Result]]
-    result: asyncio.Future[_Result] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
-    priority: Priority = Priority.LONG_FILE
-    is_running: bool = False
-    left_engine: asyncio.Event = field(default_factory=asyncio.Event)
-    started_s: float = 0.0
-    ended_s: float = 0.0
-    crashes: int = 0
-
-    @property
-    def batch_key(self) -> Hashable:
-        """What jobs of one call have in common."""
-        return self.call, batch_key(self.window)
-
-
-def text_job(window: Window) -> Job[Decoded]:
-    """Decode a window."""
-    return Job(window, _decode)
-
-
-def language_job(window: Window) -> Job[LanguageProbabilities]:
-    """Tell a window's language."""
-    return Job(window, _detect_language)
-
-
-def _decode(engine: Engine, windows: Sequence[Window]) -> Sequence[Decoded]:
-    return engine.decode(windows)
-
-
-def _detect_language(engine: Engine, windows: Sequence[Window]) -> Sequence[LanguageProbabilities]:
-    return engine.detect_language(windows)
-
-
 class EngineLane:
     """Brings the windows for one engine into batches and runs them. For one event loop.
 
@@ -169,6 +112,7 @@ class EngineLane:
         self._on_lost = on_lost
         can = engine.capabilities
         self._parallel_calls = can.parallel_calls
+        self._overtaking_calls = can.overtaking_calls
         self._most_windows = min(can.max_batch, limits.max_batch or can.max_batch)
         self._max_batch = self._most_windows
         self._calm_calls = 0
@@ -227,8 +171,7 @@ class EngineLane:
             self._live_seen_s = now_s
         for job in jobs:
             job.priority = priority
-            share = _compute_share(job.window)
-            self._tickets[job] = Waiting(job, priority, caller, job.batch_key, share, now_s)
+            self._tickets[job] = Waiting(job, priority, caller, job.batch_key, job.compute_share, now_s)
             self._queue.put(self._tickets[job])
         self._advance()
 
@@ -249,7 +192,7 @@ class EngineLane:
 
     def _advance(self) -> None:
         """Start calls while the engine can take them."""
-        while len(self._running) < self._parallel_calls and not self._is_suspect_running:
+        while not self._is_suspect_running:
             if self._suspects and self._running:
                 return
             jobs = [self._suspects.popleft()] if self._suspects else self._next_batch()
@@ -259,29 +202,28 @@ class EngineLane:
             self._start(jobs)
 
     def _next_batch(self) -> list[Job[Any]]:
-        if self._is_prepared and all(job.priority is Priority.LIVE_FINAL for job in self._running_jobs):
-            return []  # beside finals another one would only make all of them late
-        now_s, most_patient = self._clock(), self._most_patient()
-        batch = self._queue.take(now_s, self._batch_limit, most_patient=most_patient)
+        """What may start beside the calls that run; empty where nothing may."""
+        count = len(self._running)
+        if not count or count < self._parallel_calls - 1:
+            return self._take(Priority.LONG_FILE)
+        running = [job.priority for jobs in self._running.values() for job in jobs]
+        if count < self._parallel_calls:
+            # All workers have a call: another one prepares its input until one is free, or overtakes them.
+            if all(priority is Priority.LIVE_FINAL for priority in running):
+                return []  # beside finals another one would only make all of them late
+            return self._take(min(running))
+        more_urgent = [priority for priority in Priority if priority < min(running)]
+        if count < self._parallel_calls + self._overtaking_calls and more_urgent:
+            return self._take(max(more_urgent), even_aged=False)
+        return []
+
+    def _take(self, most_patient: Priority, *, even_aged: bool = True) -> list[Job[Any]]:
+        batch = self._queue.take(
+            self._clock(), self._batch_limit, most_patient=most_patient, even_aged=even_aged
+        )
         for waiting in batch:
             self._tickets.pop(waiting.item, None)
         return [waiting.item for waiting in batch]
-
-    @property
-    def _is_prepared(self) -> bool:
-        """Whether each worker has a call: one more only prepares its input until a worker is free.
-
-        The steps of that call come in between those of the calls that run.
-        """
-        return 0 < len(self._running) == self._parallel_calls - 1
-
-    @property
-    def _running_jobs(self) -> Iterator[Job[Any]]:
-        return (job for jobs in self._running.values() for job in jobs)
-
-    def _most_patient(self) -> Priority:
-        """What may start now: beside calls for all workers nothing that is more patient than they are."""
-        return min(job.priority for job in self._running_jobs) if self._is_prepared else Priority.LONG_FILE
 
     def _batch_limit(self, priority: Priority) -> int:
         if not priority.is_live and self._clock() - self._live_seen_s < _LIVE_MEMORY_S:
@@ -310,13 +252,13 @@ class EngineLane:
             self._is_suspect_running = False
             audio_s = sum(job.window.duration_s for job in jobs)
             self._cost.stop(self._clock(), audio_s, is_idle=not self._running)
-            _leave_engine(jobs)
+            for job in jobs:
+                job.leave_engine()
             self._advance()
 
     async def _run(self, jobs: Sequence[Job[Any]]) -> None:
         """Give each job its result; jobs whose process died go back to wait."""
-        _leave_engine([job for job in jobs if job.result.done()])  # called off since the batch was formed
-        jobs = [job for job in jobs if not job.result.done()]
+        jobs = still_wanted(jobs)
         engine = self._engine()
         if not jobs or engine is None:
             return
@@ -337,17 +279,13 @@ class EngineLane:
         else:
             self._counters.windows_decoded += len(jobs)
             self._grow_batch()
-            _leave_engine(jobs)
             for job, result in zip(jobs, results, strict=True):
-                job.ended_s = self._clock()
-                if not job.result.done():
-                    job.result.set_result(result)
+                job.succeed(result, self._clock())
 
     async def _call(self, engine: Engine, jobs: Sequence[Job[Any]]) -> Sequence[Any]:
         """Call the engine on a thread of its own, and give it up if it hangs."""
-        windows = [job.window for job in jobs]
         self._counters.calls += 1
-        running, began = self._begin(engine, jobs[0].call, windows)
+        running, began = self._begin(engine, jobs)
         # While the engine is started anew no time of the call passes.
         either: list[asyncio.Future[Any]] = [running, began]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -368,18 +306,17 @@ class EngineLane:
 
     @staticmethod
     def _begin(
-        engine: Engine,
-        call: Callable[[Engine, Sequence[Window]], Sequence[Any]],
-        windows: Sequence[Window],
+        engine: Engine, jobs: Sequence[Job[Any]]
     ) -> tuple[asyncio.Future[Sequence[Any]], asyncio.Future[None]]:
         """The call on its way, and what is done once the engine has taken it."""
+        windows, call, priority = [job.window for job in jobs], jobs[0].call, jobs[0].priority
         loop = asyncio.get_running_loop()
         began: asyncio.Future[None] = loop.create_future()
 
         def run() -> Sequence[Any]:
             engine.wait_until_ready()
             loop.call_soon_threadsafe(began.set_result, None)
-            return call(engine, windows)
+            return call(engine, windows, priority)
 
         return in_daemon_thread(run), began
 
@@ -399,7 +336,8 @@ class EngineLane:
             job.crashes += 1
         self._fail([job for job in jobs if job.crashes > 1], error)
         again = [job for job in jobs if job.crashes == 1 and not job.result.done()]
-        _leave_engine(again)
+        for job in again:
+            job.leave_engine()
         self._counters.windows_retried += len(again)
         self._suspects += again
         logger.warning("The process of a model died: %d windows run once more", len(again))
@@ -435,11 +373,8 @@ class EngineLane:
 
     def _fail(self, jobs: Sequence[Job[Any]], error: WhisperServerError) -> None:
         self._counters.windows_failed += len(jobs)
-        _leave_engine(jobs)
         for job in jobs:
-            job.ended_s = self._clock()
-            if not job.result.done():
-                job.result.set_exception(error)
+            job.fail(error, self._clock())
 
 
 class _MeasuredCost:
@@ -462,17 +397,6 @@ class _MeasuredCost:
         self._busy_s = _COST_MEMORY * self._busy_s + now_s - since_s
         self._audio_s = _COST_MEMORY * self._audio_s + audio_s
         self._since_s = None if is_idle else now_s
-
-
-def _leave_engine(jobs: Sequence[Job[Any]]) -> None:
-    for job in jobs:
-        job.is_running = False
-        job.left_engine.set()
-
-
-def _compute_share(window: Window) -> float:
-    """What a window takes of its client's share; a full context of dense speech is 1."""
-    return (encoder_frames(window) / ENCODER_FRAMES + window.duration_s / MAX_WINDOW_S) / 2
 
 
 def _hung() -> EngineTimeoutError:

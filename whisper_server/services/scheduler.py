@@ -12,14 +12,8 @@ from anyio import CancelScope
 from whisper_server.core.engine import Engine
 from whisper_server.core.scheduling import Caller, Priority
 from whisper_server.core.types import Decoded, LanguageProbabilities, Window
-from whisper_server.services.engine_lane import (
-    EngineLane,
-    Job,
-    SchedulerCounters,
-    SchedulerLimits,
-    language_job,
-    text_job,
-)
+from whisper_server.services.engine_jobs import Job, language_job, text_job
+from whisper_server.services.engine_lane import EngineLane, SchedulerCounters, SchedulerLimits
 
 
 @dataclass(frozen=True, slots=True)

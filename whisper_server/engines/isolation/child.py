@@ -121,8 +121,8 @@ class _Calls:
         if self._audio is not None:
             windows = self._audio.unpack(windows, call.places)
         if call.method == "decode":
-            return list(self._engine.decode(windows))
-        return list(self._engine.detect_language(windows))
+            return list(self._engine.decode(windows, call.priority))
+        return list(self._engine.detect_language(windows, call.priority))
 
 
 class _LogForwarder(logging.Handler):
@@ -179,7 +179,7 @@ def _serve(pipe: _Pipe, engine: Engine) -> None:
     assert isinstance(begin, Begin)
     calls = _Calls(pipe, engine, None if begin.memory_name is None else SharedAudio(begin.memory_name))
     pipe.send(Ready())
-    threads = ThreadPoolExecutor(engine.capabilities.parallel_calls, thread_name_prefix="engine")
+    threads = ThreadPoolExecutor(engine.capabilities.most_calls, thread_name_prefix="engine")
     while True:
         call = pipe.receive()
         assert isinstance(call, Call)

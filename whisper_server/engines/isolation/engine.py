@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from whisper_server.core.engine import Capabilities, ComputeChoice, EngineLoader
 from whisper_server.core.errors import EngineCrashedError, ModelLoadError, WhisperServerError
+from whisper_server.core.scheduling import Priority
 from whisper_server.core.types import Decoded, LanguageProbabilities, Window
 from whisper_server.engines.isolation.messages import Job, Method
 from whisper_server.engines.isolation.process import CallNotSentError, Ending, ModelProcess
@@ -123,13 +124,15 @@ class IsolatedEngine:
         with self._changed:
             return max(0, self._starts - 1)
 
-    def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+    def decode(self, windows: Sequence[Window], priority: Priority = Priority.LONG_FILE) -> list[Decoded]:
         """As the engine in the process; raises `EngineCrashedError` when that dies."""
-        return self._call("decode", windows)
+        return self._call("decode", windows, priority)
 
-    def detect_language(self, windows: Sequence[Window]) -> list[LanguageProbabilities]:
+    def detect_language(
+        self, windows: Sequence[Window], priority: Priority = Priority.LONG_FILE
+    ) -> list[LanguageProbabilities]:
         """As the engine in the process; raises `EngineCrashedError` when that dies."""
-        return self._call("detect_language", windows)
+        return self._call("detect_language", windows, priority)
 
     def wait_until_ready(self) -> None:
         """Block while the process is being restarted; raises `EngineCrashedError` where that fails."""
@@ -192,11 +195,11 @@ class IsolatedEngine:
             raise error
         raise ModelLoadError("The model could not be loaded.") from error
 
-    def _call(self, method: Method, windows: Sequence[Window]) -> list[Any]:
+    def _call(self, method: Method, windows: Sequence[Window], priority: Priority) -> list[Any]:
         while True:
             process = self._ready_process()
             try:
-                return process.call(method, windows)
+                return process.call(method, windows, priority)
             except CallNotSentError:
                 self._note_lost(process)
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, TypeAlias
 from whisper_server.core import errors
 from whisper_server.core.engine import Capabilities, ComputeChoice, EngineLoader
 from whisper_server.core.errors import WhisperServerError
+from whisper_server.core.scheduling import Priority
 from whisper_server.core.types import Window
 from whisper_server.engines.isolation.audio_slots import Place
 
@@ -46,6 +47,7 @@ class Call:
 
     call_id: int
     method: Method
+    priority: Priority
     windows: tuple[Window, ...]
     places: tuple[Place | None, ...]
 

@@ -18,6 +18,7 @@ from typing import Any, Final, cast
 
 from whisper_server.core.engine import Capabilities
 from whisper_server.core.errors import EngineCrashedError, ModelLoadError, WhisperServerError
+from whisper_server.core.scheduling import Priority
 from whisper_server.core.types import Window
 from whisper_server.engines.isolation import child
 from whisper_server.engines.isolation.audio_slots import AudioSlots
@@ -120,7 +121,7 @@ class ModelProcess:
             self.bury()
             raise
 
-    def call(self, method: Method, windows: Sequence[Window]) -> list[Any]:
+    def call(self, method: Method, windows: Sequence[Window], priority: Priority) -> list[Any]:
         """Call the engine and wait for what it answers.
 
         Raises:
@@ -135,7 +136,7 @@ class ModelProcess:
         slot = slots.take()
         try:
             packed, places = slots.pack(slot, windows)
-            message = pickle.dumps(Call(call_id, method, packed, places), pickle.HIGHEST_PROTOCOL)
+            message = pickle.dumps(Call(call_id, method, priority, packed, places), pickle.HIGHEST_PROTOCOL)
             future = self._expect(call_id, slot)
         except BaseException:
             slots.give_back(slot)
@@ -204,7 +205,7 @@ class ModelProcess:
                 self._log(message)
             elif isinstance(message, Loaded):
                 capabilities = message.capabilities
-                self._slots = AudioSlots(capabilities.parallel_calls, capabilities.max_batch)
+                self._slots = AudioSlots(capabilities.most_calls, capabilities.max_batch)
                 self._send(pickle.dumps(Begin(self._slots.name)))
             elif isinstance(message, Ready) and capabilities is not None:
                 if self._slots is not None:
