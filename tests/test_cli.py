@@ -105,6 +105,19 @@ print([name for name in heavy.split() if name in sys.modules])
     assert done.stdout.strip() == "[]"
 
 
+def test_the_program_itself_is_never_looked_through_for_garbage() -> None:
+    """That would hold the event loop up for tens of milliseconds whenever it happens."""
+    code = """
+import gc
+from whisper_server.cli.main import main
+from whisper_server.cli.draining_server import DrainingServer
+DrainingServer.run = lambda *_, **__: print(gc.get_freeze_count() > 4 * len(gc.get_objects()))
+main(["serve", "--port", "0", "--model", "demo"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
+
+
 def test_the_demo_transcribes_every_sample() -> None:
     done = run("demo", WHISPER_SERVER_PORT="1", LOG_LEVEL="ERROR")
     assert done.returncode == 0, done.stderr

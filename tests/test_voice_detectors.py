@@ -1,6 +1,8 @@
 """Streaming voice detection equals the offline result, and detectors are lent and used again."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +112,16 @@ async def test_no_size_takes_the_cap_and_a_detector_that_cannot_be_made_takes_no
     with pytest.raises(OSError, match="no such file"):
         await pool.acquire()
     assert pool.lent == 0
+
+
+def test_voices_are_detected_without_what_decodes_speech() -> None:
+    """CTranslate2 and the tokenizers are for the processes of models: they cost the server 10 MB."""
+    code = """
+import sys
+import numpy as np
+from whisper_server.engines.silero_vad import SileroVad
+SileroVad().probabilities(np.zeros(512, np.float32))
+print([name for name in ("ctranslate2", "tokenizers", "faster_whisper") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,6 +1,7 @@
 """`whisper-server serve`: run the server until it is told to stop."""
 
 import argparse
+import gc
 import logging
 import signal
 import socket
@@ -84,6 +85,8 @@ def _serve(loaded: LoadedSettings) -> int | None:
         for listener in listeners:
             logger.info("Listening on %s", base_url(*listener.getsockname()[:2]))
         server = DrainingServer(config, grace_s=settings.server.shutdown_grace_s)
+        # The program itself never becomes garbage: looking through it would hold everybody up, now and then.
+        gc.freeze()
         server.run(sockets=listeners)
         return server.stopped_by
 

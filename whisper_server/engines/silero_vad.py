@@ -6,6 +6,8 @@ any length give what the whole recording at once would give.
 
 import threading
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,7 +56,6 @@ class SileroVad:
 @cache
 def _session() -> "InferenceSession":
     import onnxruntime
-    from faster_whisper.utils import get_assets_path
 
     options = onnxruntime.SessionOptions()
     # One thread: a block takes 0.1 ms, and the cores belong to the model.
@@ -62,5 +63,15 @@ def _session() -> "InferenceSession":
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 4
     return onnxruntime.InferenceSession(
-        f"{get_assets_path()}/silero_vad_v6.onnx", options, providers=["CPUExecutionProvider"]
+        _package_folder("faster_whisper") / "assets" / "silero_vad_v6.onnx",
+        options,
+        providers=["CPUExecutionProvider"],
     )
+
+
+def _package_folder(name: str) -> Path:
+    """Where a package is, without importing it: CTranslate2 belongs into the processes of models alone."""
+    spec = find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"{name} is not installed", name=name)
+    return Path(spec.submodule_search_locations[0])
