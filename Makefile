@@ -26,7 +26,7 @@ run: $(VENV)/.run ## Serve (settings: docs/settings.md)
 	$(BIN)/python -m whisper_server serve
 
 test: $(VENV)/.dev ## Run the tests with coverage
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+	$(BIN)/python -m pytest --numprocesses=auto --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

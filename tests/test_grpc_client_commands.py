@@ -263,6 +263,7 @@ def test_what_is_no_recording_is_told(
     main: Callable[[Sequence[str]], int],
     content: bytes | None,
     complaint: str,
+    service: FakeSttService,
     server: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -274,6 +275,7 @@ def test_what_is_no_recording_is_told(
     assert capsys.readouterr().err == f"{path}: {complaint}" + (
         ": Invalid data found when processing input\n" if content == b"words" else "\n"
     )
+    assert not service.created, "no session waits for audio that never comes"
 
 
 # What is written

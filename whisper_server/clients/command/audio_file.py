@@ -45,18 +45,20 @@ class PacedFile:
         self._sleep = sleep
 
     async def prepare(self) -> None:
-        """Refuse what is no file.
+        """Decode the beginning: a session would wait in vain for audio that is none.
 
         Raises:
-            UsageError: there is none.
+            UsageError: it holds no audio that can be read.
         """
         _check(self._path)
+        async with aclosing(read_pcm(self._path)) as blocks:
+            await anext(blocks, None)
 
     async def chunks(self, tell: Callable[[str], None]) -> AsyncGenerator[bytes]:
         """The recording.
 
         Raises:
-            UsageError: it holds no audio that can be read.
+            UsageError: it cannot be read to its end.
         """
         began_s = self._clock()
         chunk_bytes = AUDIO.bytes_per_s * self._chunk_ms // 1000 // AUDIO.frame_bytes * AUDIO.frame_bytes
