@@ -34,7 +34,7 @@ TELL_PRIORITY = "tell priority"
 RUNNING = "running"
 """Name of the named pipe in the model's folder that gets a byte when a call runs."""
 
-PARALLEL_CALLS = 4
+MOST_CALLS = 4
 MAX_BATCH = 2
 
 _MEETING_S = 30.0
@@ -49,7 +49,7 @@ class CommandedEngine:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._meeting = threading.Barrier(PARALLEL_CALLS)
+        self._meeting = threading.Barrier(MOST_CALLS)
         self._commands: dict[str, Callable[[], object]] = {
             "segv": lambda: signal.pthread_kill(threading.get_ident(), signal.SIGSEGV),
             "read nothing": lambda: ctypes.string_at(0),
@@ -78,9 +78,10 @@ class CommandedEngine:
             word_timestamps=True,
             hotwords=True,
             mel_bins=None,
-            parallel_calls=PARALLEL_CALLS,
+            parallel_calls=MOST_CALLS - 1,
             max_batch=MAX_BATCH,
             weights_bytes=0,
+            overtaking_calls=1,
         )
 
     def decode(self, windows: Sequence[Window], priority: Priority = Priority.LONG_FILE) -> list[Decoded]:

@@ -193,7 +193,7 @@ def test_an_urgent_call_overtakes_a_patient_one(
         assert file.result(60)[0].segments
 
 
-def test_the_weights_are_loaded_for_the_workers_and_a_spare_one(
+def test_the_weights_are_loaded_for_the_workers_and_spare_ones(
     demo_model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[WhisperModel] = []
@@ -204,8 +204,8 @@ def test_the_weights_are_loaded_for_the_workers_and_a_spare_one(
 
     monkeypatch.setattr("faster_whisper.WhisperModel", load)
     engine = faster_whisper.load(demo_model_path, replace(COMPUTE, workers=2))
-    assert loaded[0].model.num_workers == 3
-    assert engine.capabilities.parallel_calls == 3
+    assert loaded[0].model.num_workers == 4
+    assert (engine.capabilities.parallel_calls, engine.capabilities.overtaking_calls) == (3, 2)
     engine.close()
 
 

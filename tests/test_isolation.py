@@ -26,7 +26,7 @@ from tests.commanded_engine import (
     LOAD_COMMAND,
     LOADER,
     MAX_BATCH,
-    PARALLEL_CALLS,
+    MOST_CALLS,
     RUNNING,
     TELL_PRIORITY,
     expected,
@@ -143,9 +143,9 @@ def test_calls_from_many_threads_get_their_own_answers(
 def test_as_many_calls_as_the_engine_takes_run_at_once(
     shared_engine: Engine, threads: ThreadPoolExecutor
 ) -> None:
-    assert shared_engine.capabilities.parallel_calls == PARALLEL_CALLS
+    assert shared_engine.capabilities.most_calls == MOST_CALLS
     # None of them ends before all have begun.
-    batches = [[window("meet", seed=n)] for n in range(PARALLEL_CALLS)]
+    batches = [[window("meet", seed=n)] for n in range(MOST_CALLS)]
     for batch, decoded in zip(batches, threads.map(shared_engine.decode, batches), strict=True):
         assert said(decoded[0]) == expected(batch[0])
 
@@ -269,9 +269,9 @@ def test_sigkill_fails_all_running_calls_and_no_later_one(
     engine: IsolatedEngine, folder: Path, threads: ThreadPoolExecutor
 ) -> None:
     hanging = []
-    for _ in range(PARALLEL_CALLS + 2):  # some wait within the process
+    for _ in range(MOST_CALLS + 2):  # some wait within the process
         hanging.append(threads.submit(engine.decode, [window("hang")]))
-    wait_until_running(folder, PARALLEL_CALLS)
+    wait_until_running(folder, MOST_CALLS)
     assert engine.pid is not None
     os.kill(engine.pid, signal.SIGKILL)
     for call in hanging:

@@ -3,8 +3,9 @@
 import asyncio
 import gc
 import threading
+import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -212,10 +213,17 @@ async def test_an_engine_nobody_holds_is_forgotten() -> None:
 class Patient:
     """A scheduler whose engine is busy with one window of a length of its own, so that others gather."""
 
-    def __init__(self, engine: ScriptedEngine, gate: threading.Event, **limits: Any) -> None:
+    def __init__(
+        self,
+        engine: ScriptedEngine,
+        gate: threading.Event,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        **limits: Any,
+    ) -> None:
         self.engine = engine
         self.gate = gate
-        self.scheduler = Scheduler(SchedulerLimits(**limits))
+        self.scheduler = Scheduler(SchedulerLimits(**limits), clock=clock)
         self.tasks: list[asyncio.Task[list[Decoded]]] = []
 
     async def hold(self) -> None:
@@ -329,10 +337,15 @@ async def test_a_final_begins_beside_what_is_more_patient() -> None:
     await patient.release()
 
 
+def overtaking(calls: int, gate: threading.Event) -> ScriptedEngine:
+    """Takes one call, one that prepares, and so many that overtake."""
+    capabilities = scripted_capabilities(parallel_calls=2, overtaking_calls=calls)
+    return ScriptedEngine(then=Step(gate=gate), capabilities=capabilities)
+
+
 async def test_what_is_more_urgent_than_all_that_runs_begins_beside_it() -> None:
     gate = threading.Event()
-    capabilities = scripted_capabilities(parallel_calls=2, overtaking_calls=1)
-    patient = Patient(ScriptedEngine(then=Step(gate=gate), capabilities=capabilities), gate)
+    patient = Patient(overtaking(1, gate), gate)
     await patient.add(window(1), window(2), window(3), priority=Priority.LONG_FILE)
     await begun(patient.engine, 2)
     await patient.add(window(4), priority=Priority.SHORT_FILE)
@@ -345,15 +358,65 @@ async def test_what_is_more_urgent_than_all_that_runs_begins_beside_it() -> None
     assert durations(patient.engine)[3:] == [6, 5, 3]
 
 
+async def test_who_speaks_overtakes_what_has_overtaken() -> None:
+    gate = threading.Event()
+    patient = Patient(overtaking(2, gate), gate)
+    await patient.add(window(1), window(2), priority=Priority.LONG_FILE)
+    await patient.add(window(3), priority=Priority.SHORT_FILE)
+    await patient.add(window(4), priority=Priority.LIVE_FINAL)
+    await begun(patient.engine, 4)
+    await patient.release()
+
+
 async def test_what_has_waited_too_long_does_not_overtake() -> None:
+    now_s = 0.0
+    gate = threading.Event()
+    engine = ScriptedEngine(
+        [*[Step() for _ in range(3)], Step(gate=gate), Step(gate=gate)],
+        capabilities=scripted_capabilities(parallel_calls=1, overtaking_calls=1),
+    )
+    patient = Patient(engine, gate, ageing_s=1.0, clock=lambda: now_s)
+    for _ in range(3):  # the turn after the next belongs to what has waited too long
+        await patient.scheduler.decode(engine, [window()], priority=FILE)
+    await patient.add(window(1), window(2), priority=Priority.SHORT_FILE)
+    await begun(engine, 4)
+    now_s = 5.0
+    await patient.add(window(3), priority=Priority.LIVE_FINAL)
+    await begun(engine, 5)
+    assert durations(engine)[3:] == [1, 3]
+    await patient.release()
+
+
+async def test_a_call_has_its_time_without_that_of_those_that_overtake_it() -> None:
     gate = threading.Event()
     capabilities = scripted_capabilities(parallel_calls=1, overtaking_calls=1)
-    patient = Patient(ScriptedEngine(then=Step(gate=gate), capabilities=capabilities), gate, ageing_s=0.0)
-    await patient.add(*(window(seconds) for seconds in (1, 2, 3)), priority=Priority.LONG_FILE)
-    await patient.add(window(4), priority=Priority.SHORT_FILE)
-    await begun(patient.engine, 2)
-    assert durations(patient.engine) == [1, 4]
-    await patient.release()
+    engine = ScriptedEngine(then=Step(gate=gate), capabilities=capabilities)
+    scheduler = Scheduler(SchedulerLimits(call_timeout_s=0.5))
+    file = asyncio.create_task(scheduler.decode(engine, [window()], priority=Priority.LONG_FILE))
+    await begun(engine, 1)
+    with pytest.raises(EngineTimeoutError):  # after a second, as there are two calls
+        await scheduler.decode(engine, [window()], priority=Priority.SHORT_FILE)
+    gate.set()
+    assert texts(await file) == [" as scripted"]
+
+
+async def test_what_can_be_overtaken_is_not_waited_for() -> None:
+    now_s = 0.0
+    gates = [threading.Event() for _ in range(2)]
+    capabilities = scripted_capabilities(parallel_calls=1, overtaking_calls=1)
+    engine = ScriptedEngine([Step(gate=gate) for gate in gates], capabilities=capabilities)
+    scheduler = Scheduler(clock=lambda: now_s)
+    first = asyncio.create_task(scheduler.decode(engine, [window(10)], priority=FILE))
+    await begun(engine, 1)
+    now_s = 5.0
+    gates[0].set()
+    await first
+    file = asyncio.create_task(scheduler.decode(engine, [window(10)], priority=FILE))
+    await begun(engine, 2)
+    assert scheduler.estimated_wait_s(FILE) == pytest.approx(2.5)
+    assert scheduler.estimated_wait_s(Priority.LIVE_FINAL) == 0.0
+    gates[1].set()
+    await file
 
 
 async def test_workers_share_the_finals_that_wait() -> None:

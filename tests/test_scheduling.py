@@ -216,3 +216,17 @@ def test_nothing_starves_under_an_endless_stream_of_the_urgent(clients: int, see
         line.put("urgent", Priority.LIVE_FINAL, client=str(turn % clients))
         served += line.take()
     assert set(patient) <= set(served)
+
+
+def test_what_is_aged_can_be_left_where_it_is() -> None:
+    queue: FairQueue[str] = FairQueue(ageing_s=1.0)
+    queue.put(Waiting("file", Priority.LONG_FILE, Caller(), None, 1.0, 0.0))
+    for number in range(4):
+        queue.put(Waiting(f"final {number}", Priority.LIVE_FINAL, Caller(), None, 1.0, 9.0))
+    taken = [
+        waiting.item
+        for _ in range(5)
+        for waiting in queue.take(10.0, lambda _: 1, most_patient=Priority.LIVE_FINAL, even_aged=False)
+    ]
+    assert taken == [f"final {number}" for number in range(4)]
+    assert [waiting.item for waiting in queue.take(10.0, lambda _: 1)] == ["file"]

@@ -26,10 +26,11 @@ class Capabilities:
         word_timestamps: it can time words.
         hotwords: it honours `DecodeOptions.hotwords`.
         mel_bins: height of its spectrogram, where it honours `Window.mel_peak` and margins; else None.
-        parallel_calls: how many threads may call `decode` at once with profit; 1 means not thread-safe.
+        parallel_calls: how many threads may call `decode` at once with profit.
         max_batch: how many windows one call to `decode` may bring with profit.
         weights_bytes: size of the loaded weights.
-        overtaking_calls: how many more threads may call `decode` for what is more urgent than all that runs.
+        overtaking_calls: how many more may, each for what is more urgent than all that runs. An engine that
+            takes one call in all need not be thread-safe.
     """
 
     engine: str

@@ -256,7 +256,7 @@ class Utterances:
         if utterance is None or not options.partials:
             return
         if self._speculates and self._endpointer.silence_start is not None:
-            return  # a call cannot be interrupted: the final that is about to begin would wait for it
+            return  # a call cannot be interrupted: the final that is about to begin would share the processor
         last_speech = self._endpointer.last_speech
         if utterance.partials.is_due(self._buffer.end, last_speech, self.now_s, self._interval_s):
             window = utterance.partials.window(self._buffer, options, self._language, self.now_s)

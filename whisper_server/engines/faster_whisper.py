@@ -44,8 +44,11 @@ NAME = "faster-whisper"
 _MAX_BATCH = {"cpu": 8, "cuda": 16}
 """Windows of one call: beyond that a step of the decoder gains little, and all wait for the slowest."""
 
-_SPARE_WORKERS = {"cpu": 1, "cuda": 0}
-"""For calls that are more urgent than those that run; all workers share the weights."""
+_SPARE_WORKERS = {"cpu": 2, "cuda": 0}
+"""For calls more urgent than those that run: a short file beside a long one, and who speaks beside both.
+
+All workers share the weights.
+"""
 
 _LOST_DEVICE = (
     "illegal memory access",
@@ -112,7 +115,9 @@ class FasterWhisperEngine:
     def __init__(self, model: "WhisperModel", compute: ComputeChoice, *, weights_bytes: int) -> None:
         self._model = model
         self._whisper = model.model
-        turns = WorkerTurns(compute.workers, spare=_SPARE_WORKERS[compute.device])
+        spare = _SPARE_WORKERS[compute.device]
+        # A GPU is to find its next step in CTranslate2's own queue.
+        turns = WorkerTurns(compute.workers if spare else compute.workers + 1, spare=spare)
         self._encoder = Encoder(self._whisper, turns, in_batches=compute.device == "cuda")
         self._prompts = Prompts(model)
         self._vocabulary_size: int = model.hf_tokenizer.get_vocab_size()
@@ -130,7 +135,7 @@ class FasterWhisperEngine:
             mel_bins=self._whisper.n_mels,
             # One call more than workers: while one prepares its input, the others have something to compute.
             parallel_calls=compute.workers + 1,
-            overtaking_calls=_SPARE_WORKERS[compute.device],
+            overtaking_calls=spare,
             max_batch=_MAX_BATCH[compute.device],
             weights_bytes=weights_bytes,
         )

@@ -4,11 +4,12 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import ref
 
+from whisper_server.core.compute_cost import ComputeCost
 from whisper_server.core.engine import Engine
 from whisper_server.core.errors import (
     EngineCrashedError,
@@ -30,9 +31,6 @@ _LIVE_MEMORY_S = 10.0
 
 _CALM_CALLS = 64
 """After so many calls that fitted into memory, twice the batch is tried again."""
-
-_COST_MEMORY = 0.9
-"""Weight of the past in the measured cost, with every call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +118,20 @@ class EngineLane:
         self._tickets: dict[Job[Any], Waiting[Job[Any]]] = {}
         self._suspects: deque[Job[Any]] = deque()
         self._running: dict[asyncio.Task[None], list[Job[Any]]] = {}
+        self._turnover: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._is_suspect_running = False
         self._is_lost = False
         self._live_seen_s = -_LIVE_MEMORY_S
-        self._cost = _MeasuredCost()
+        self._cost = ComputeCost()
 
     @property
     def running_windows(self) -> int:
         """Windows in running calls."""
         return sum(map(len, self._running.values()))
+
+    @property
+    def _running_jobs(self) -> Iterator[Job[Any]]:
+        return (job for jobs in self._running.values() for job in jobs)
 
     @property
     def waiting_audio_s(self) -> float:
@@ -147,8 +150,15 @@ class EngineLane:
     def estimated_wait_s(self, priority: Priority) -> float:
         """How long a window of this priority would wait now; 0 before anything was measured."""
         ahead_s = sum(w.item.window.duration_s for w in self._queue if w.priority <= priority)
-        # What runs is half done, on average.
-        ahead_s += sum(job.window.duration_s for jobs in self._running.values() for job in jobs) / 2
+        # What runs is half done, on average; what can be overtaken is not waited for.
+        ahead_s += (
+            sum(
+                job.window.duration_s
+                for job in self._running_jobs
+                if job.priority <= priority or not self._overtaking_calls
+            )
+            / 2
+        )
         return ahead_s * (self._cost.per_audio_s or 0.0)
 
     def submit(self, jobs: Sequence[Job[Any]], priority: Priority, caller: Caller) -> None:
@@ -206,7 +216,7 @@ class EngineLane:
         count = len(self._running)
         if not count or count < self._parallel_calls - 1:
             return self._take(Priority.LONG_FILE)
-        running = [job.priority for jobs in self._running.values() for job in jobs]
+        running = [job.priority for job in self._running_jobs]
         if count < self._parallel_calls:
             # All workers have a call: another one prepares its input until one is free, or overtakes them.
             if all(priority is Priority.LIVE_FINAL for priority in running):
@@ -227,7 +237,7 @@ class EngineLane:
 
     def _batch_limit(self, priority: Priority) -> int:
         if not priority.is_live and self._clock() - self._live_seen_s < _LIVE_MEMORY_S:
-            return 1  # a call cannot be interrupted, and whoever speaks waits for it
+            return 1  # a call cannot be interrupted, and whoever speaks shares the processor with it
         if priority is Priority.LIVE_FINAL:  # each worker takes its part; the first of them is taken already
             waiting = 1 + self._queue.count(priority)
             return min(self._max_batch, math.ceil(waiting / max(1, self._parallel_calls - 1)))
@@ -240,6 +250,7 @@ class EngineLane:
         self._cost.start(self._clock())
         task = asyncio.create_task(self._serve(jobs))
         self._running[task] = jobs
+        self._turn_over()
 
     async def _serve(self, jobs: list[Job[Any]]) -> None:
         """One turn of the engine, from taking a batch to the end of all it led to."""
@@ -249,6 +260,7 @@ class EngineLane:
             await self._run(jobs)
         finally:
             del self._running[task]
+            self._turn_over()
             self._is_suspect_running = False
             audio_s = sum(job.window.duration_s for job in jobs)
             self._cost.stop(self._clock(), audio_s, is_idle=not self._running)
@@ -291,7 +303,7 @@ class EngineLane:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         # The engine may be at the windows of other calls first.
         timeout_s = self._limits.call_timeout_s * max(len(jobs), self.running_windows)
-        await asyncio.wait([running], timeout=timeout_s)
+        await self._wait_for(running, jobs[0].priority, timeout_s)
         if running.done():
             results = running.result()
             if len(results) != len(jobs):
@@ -303,6 +315,24 @@ class EngineLane:
         if not await in_daemon_thread(engine.abort):
             self._lose(engine)
         raise _hung()
+
+    async def _wait_for(self, call: asyncio.Future[Any], priority: Priority, timeout_s: float) -> None:
+        """Wait until a call is over or has had its time, which stands still while it is overtaken."""
+        now_s = asyncio.get_running_loop().time
+        left_s = timeout_s
+        while left_s > 0 and not call.done():
+            is_overtaken = any(job.priority < priority for job in self._running_jobs)
+            since_s = now_s()
+            either: list[asyncio.Future[Any]] = [call, self._turnover]
+            await asyncio.wait(
+                either, timeout=None if is_overtaken else left_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            left_s -= 0.0 if is_overtaken else now_s() - since_s
+
+    def _turn_over(self) -> None:
+        """Other calls run now."""
+        self._turnover.set_result(None)
+        self._turnover = asyncio.get_running_loop().create_future()
 
     @staticmethod
     def _begin(
@@ -375,28 +405,6 @@ class EngineLane:
         self._counters.windows_failed += len(jobs)
         for job in jobs:
             job.fail(error, self._clock())
-
-
-class _MeasuredCost:
-    """How long the engine is busy for a second of audio: a mean that forgets."""
-
-    def __init__(self) -> None:
-        self._busy_s = 0.0
-        self._audio_s = 0.0
-        self._since_s: float | None = None
-
-    @property
-    def per_audio_s(self) -> float | None:
-        return self._busy_s / self._audio_s if self._audio_s else None
-
-    def start(self, now_s: float) -> None:
-        self._since_s = now_s if self._since_s is None else self._since_s
-
-    def stop(self, now_s: float, audio_s: float, *, is_idle: bool) -> None:
-        since_s = now_s if self._since_s is None else self._since_s
-        self._busy_s = _COST_MEMORY * self._busy_s + now_s - since_s
-        self._audio_s = _COST_MEMORY * self._audio_s + audio_s
-        self._since_s = None if is_idle else now_s
 
 
 def _hung() -> EngineTimeoutError:

@@ -21,6 +21,7 @@ class ModelInMemory(BaseModel):
     compute_type: str
     max_batch: int
     parallel_calls: int
+    overtaking_calls: int
 
 
 class AdmissionState(BaseModel):
@@ -76,6 +77,7 @@ async def scheduler_state(services: ServicesDep) -> SchedulerState:
                 compute_type=model.capabilities.compute_type,
                 max_batch=model.capabilities.max_batch,
                 parallel_calls=model.capabilities.parallel_calls,
+                overtaking_calls=model.capabilities.overtaking_calls,
             )
             for model in services.manager.loaded()
         ],
