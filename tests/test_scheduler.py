@@ -310,6 +310,26 @@ async def test_the_call_that_only_prepares_is_no_more_patient_than_what_runs() -
     assert durations(engine) == [29, 2, 1]
 
 
+async def test_the_call_that_only_prepares_gathers_files_as_long_as_it_is_not_needed() -> None:
+    now_s = 0.0
+    gates = [threading.Event() for _ in range(2)]
+    capabilities = scripted_capabilities(parallel_calls=2)
+    engine = ScriptedEngine([Step(gate=gate) for gate in gates], capabilities=capabilities)
+    patient = Patient(engine, gates[1], clock=lambda: now_s)
+    await patient.add(window(10))
+    await begun(engine, 1)
+    now_s = 10.0
+    gates[0].set()
+    await asyncio.wait(patient.tasks)
+    await patient.add(window(10), window(1), window(2))
+    await begun(engine, 2)
+    assert durations(engine) == [10, 10], "it is expected to take ten seconds"
+    now_s = 11.0
+    await begun(engine, 4)
+    assert engine.calls == [1, 1, 2]
+    await patient.release()
+
+
 def patient_with(parallel_calls: int) -> Patient:
     """Nothing runs yet; what begins is held until `release`."""
     gate = threading.Event()

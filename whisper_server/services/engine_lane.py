@@ -29,6 +29,9 @@ logger = logging.getLogger("whisper_server.scheduler")
 _LIVE_MEMORY_S = 10.0
 """So long after a live window the next is expected, and files come in small calls."""
 
+_GATHER_SHARE, _GATHER_S = 0.5, 1.0
+"""A call of files is prepared once this share of the running one, or this time, is over: more may come."""
+
 _CALM_CALLS = 64
 """After so many calls that fitted into memory, twice the batch is tried again."""
 
@@ -119,6 +122,8 @@ class EngineLane:
         self._suspects: deque[Job[Any]] = deque()
         self._running: dict[asyncio.Task[None], list[Job[Any]]] = {}
         self._turnover: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._prepare_at_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._is_suspect_running = False
         self._is_lost = False
         self._live_seen_s = -_LIVE_MEMORY_S
@@ -221,11 +226,27 @@ class EngineLane:
             # All workers have a call: another one prepares its input until one is free, or overtakes them.
             if all(priority is Priority.LIVE_FINAL for priority in running):
                 return []  # beside finals another one would only make all of them late
-            return self._take(min(running))
+            return [] if self._gathers(min(running)) else self._take(min(running))
         more_urgent = [priority for priority in Priority if priority < min(running)]
         if count < self._parallel_calls + self._overtaking_calls and more_urgent:
             return self._take(max(more_urgent), even_aged=False)
         return []
+
+    def _gathers(self, priority: Priority) -> bool:
+        """Whether a call beside one of this priority would have few windows, and is not needed yet."""
+        is_overtaken = any(self._queue.count(other) for other in Priority if other < priority)
+        if priority.is_live or is_overtaken or self._queue.count(priority) >= self._batch_limit(priority):
+            return False
+        early_s = self._prepare_at_s - self._clock()
+        if early_s <= 0:
+            return False
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(early_s, self._stop_gathering)
+        return True
+
+    def _stop_gathering(self) -> None:
+        self._timer = None
+        self._advance()
 
     def _take(self, most_patient: Priority, *, even_aged: bool = True) -> list[Job[Any]]:
         batch = self._queue.take(
@@ -247,7 +268,10 @@ class EngineLane:
         for job in jobs:
             job.is_running = True
             job.left_engine.clear()
-        self._cost.start(self._clock())
+        now_s = self._clock()
+        self._cost.start(now_s)
+        expected_s = sum(job.window.duration_s for job in jobs) * (self._cost.per_audio_s or 0.0)
+        self._prepare_at_s = now_s + min(_GATHER_SHARE * expected_s, _GATHER_S)
         task = asyncio.create_task(self._serve(jobs))
         self._running[task] = jobs
         self._turn_over()
