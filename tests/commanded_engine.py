@@ -28,8 +28,10 @@ LOADER = "tests.commanded_engine:load"
 DEMO_LOADER = "tests.commanded_engine:load_demo"
 
 LOAD_COMMAND = "load"
-TELL_PRIORITY = "tell priority"
 """Name of the file in the model's folder that says what its load does."""
+
+TELL_PRIORITY = "tell priority"
+"""A window with this prompt is answered with the priority of its call."""
 
 RUNNING = "running"
 """Name of the named pipe in the model's folder that gets a byte when a call runs."""

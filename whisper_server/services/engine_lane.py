@@ -113,7 +113,7 @@ class EngineLane:
         self._on_lost = on_lost
         can = engine.capabilities
         self._parallel_calls = can.parallel_calls
-        self._overtaking_calls = can.overtaking_calls
+        self._most_calls = can.most_calls
         self._most_windows = min(can.max_batch, limits.max_batch or can.max_batch)
         self._max_batch = self._most_windows
         self._calm_calls = 0
@@ -154,16 +154,11 @@ class EngineLane:
 
     def estimated_wait_s(self, priority: Priority) -> float:
         """How long a window of this priority would wait now; 0 before anything was measured."""
-        ahead_s = sum(w.item.window.duration_s for w in self._queue if w.priority <= priority)
-        # What runs is half done, on average; what can be overtaken is not waited for.
-        ahead_s += (
-            sum(
-                job.window.duration_s
-                for job in self._running_jobs
-                if job.priority <= priority or not self._overtaking_calls
-            )
-            / 2
-        )
+        waiting_s = sum(w.item.window.duration_s for w in self._queue if w.priority <= priority)
+        # What can be overtaken is not waited for.
+        most_patient = priority if self._most_calls > self._parallel_calls else Priority.LONG_FILE
+        running_s = sum(job.window.duration_s for job in self._running_jobs if job.priority <= most_patient)
+        ahead_s = waiting_s + running_s / 2  # what runs is half done, on average
         return ahead_s * (self._cost.per_audio_s or 0.0)
 
     def submit(self, jobs: Sequence[Job[Any]], priority: Priority, caller: Caller) -> None:
@@ -228,7 +223,7 @@ class EngineLane:
                 return []  # beside finals another one would only make all of them late
             return [] if self._gathers(min(running)) else self._take(min(running))
         more_urgent = [priority for priority in Priority if priority < min(running)]
-        if count < self._parallel_calls + self._overtaking_calls and more_urgent:
+        if count < self._most_calls and more_urgent:
             return self._take(max(more_urgent), even_aged=False)
         return []
 
