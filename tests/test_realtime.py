@@ -16,7 +16,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Close
 
-from tests.live_speech import WORDS, HearingEngine, hear, speech
+from tests.live_speech import WORDS, HearingEngine, PerfectDetector, hear, speech
 from tests.realtime_client import Client, Event, deltas, realtime_server, talking, types
 from whisper_server.api.openai.realtime.config import ConfigDefaults, Dialect, RealtimeConfig
 from whisper_server.api.openai.realtime.deltas import SentText
@@ -33,7 +33,7 @@ from whisper_server.core.stream_events import (
     SpeechTimedOut,
     UtteranceCommitted,
 )
-from whisper_server.core.types import Decoded, Segment, TokenLogprob, Window
+from whisper_server.core.types import SAMPLE_RATE, Decoded, Samples, Segment, TokenLogprob, Window
 from whisper_server.services.streaming import StreamLimits
 
 ONE = speech(0.5, "alpha bravo charlie", 0.7)
@@ -383,6 +383,30 @@ def test_a_message_that_is_not_understood_is_an_error_and_the_session_goes_on(
     assert error_of(client.receive())[0] == code
     client.speak(ONE.pcm)
     assert client.until(".completed")[-1]["transcript"] == TEXT
+
+
+def test_what_is_said_while_the_server_still_listens_to_what_came_before_is_not_held_back() -> None:
+    is_listening, gate = threading.Event(), threading.Event()
+
+    class SlowDetector(PerfectDetector):
+        def probabilities(self, samples: Samples) -> Samples:
+            if len(samples) > SAMPLE_RATE:
+                is_listening.set()
+                assert gate.wait(30)
+            return super().probabilities(samples)
+
+    pcm = speech(0.3, TEXT, 0.6).pcm
+    before = int(1.9 * SAMPLE_RATE)  # the silence that ends the utterance is not over there
+    with realtime_server(HearingEngine(), new_detector=SlowDetector) as url, talking(url) as client:
+        client.receive()
+        client.configure()
+        client.append(pcm[:before].tobytes())
+        assert is_listening.wait(30)
+        client.append(pcm[before:].tobytes())
+        client.send("conversation.item.retrieve", item_id="none")
+        error_of(client.receive())  # so the last audio has come too
+        gate.set()
+        assert client.until(".completed")[-1]["transcript"] == TEXT
 
 
 def test_wrong_audio_in_the_silence_is_told_and_the_silence_counts(client: Client) -> None:

@@ -47,7 +47,7 @@ class Inbox:
 
     @property
     def missing_bytes(self) -> int:
-        """Audio that has to come before anybody looks."""
+        """Audio that has to come before anybody looks; 0 unless somebody waits for just that."""
         return max(0, self._wanted - self._bytes)
 
     @property
@@ -64,22 +64,27 @@ class Inbox:
             last += audio
         self._bytes += len(audio)
         if self._bytes >= self._wanted:
-            self._ready.set()
+            self._rouse()
 
     def put_command(self, command: Command) -> None:
         """Add a command."""
         self._items.append(command)
-        self._ready.set()
+        self._rouse()
 
     def wake(self) -> None:
         """Let whoever waits look again."""
-        self._ready.set()
+        self._rouse()
         self._has_room.set()
+
+    def _rouse(self) -> None:
+        # How much whoever waited will want next is not known: nothing may be held back for it meanwhile.
+        self._wanted = 0
+        self._ready.set()
 
     async def wait(self, wanted_bytes: int) -> None:
         """Wait for a command or so much audio; may return for nothing after `wake`."""
-        self._wanted = wanted_bytes
         if self._bytes < wanted_bytes and not any(isinstance(item, Command) for item in self._items):
+            self._wanted = wanted_bytes
             self._ready.clear()
             await self._ready.wait()
 
