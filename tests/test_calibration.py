@@ -538,9 +538,9 @@ def test_the_cache_gives_back_what_it_was_given_after_a_restart(tmp_path: Path) 
         b"",
         b"\xff\x00",
         b"[1, 2]",
-        b'{"version": 1}',
-        b'{"version": 2, "entries": []}',
-        b'{"version": 1, "entries": [{"key": "a"}]}',
+        b'{"version": 2}',
+        b'{"version": 1, "entries": []}',
+        b'{"version": 2, "entries": [{"key": "a"}]}',
         b" " * 1_000_001,
     ],
 )

@@ -33,6 +33,7 @@ from whisper_server.core.retention import RetentionLimits
 from whisper_server.engines.blas_threads import use_one_blas_thread
 from whisper_server.engines.hardware_probe import gather_facts
 from whisper_server.engines.isolation import isolated
+from whisper_server.engines.openmp import wait_actively
 from whisper_server.services.admission import Admission
 from whisper_server.services.archive_folder import ArchiveFolder
 from whisper_server.services.audio_archive import AudioArchive
@@ -183,6 +184,7 @@ def _plan(
     isolation: Isolation,
     measure: Measure | None,
 ) -> _Plan:
+    wait_actively()
     is_calibrated = engines is None and settings.model.calibrate
     engines = built_in_engines(isolation) if engines is None else engines
     facts = gather_facts() if facts is None else facts
