@@ -13,6 +13,7 @@ from tests.live_server import make_settings
 from whisper_server import bootstrap
 from whisper_server.bootstrap import open_services
 from whisper_server.core.admission import AdmissionLimits
+from whisper_server.engines.isolation.heap import Trimmer
 from whisper_server.services.admission import Admission
 from whisper_server.services.idle_trimming import IdleTrimmer
 from whisper_server.services.requests import RequestRegistry
@@ -105,6 +106,25 @@ async def test_after_closing_nothing_is_trimmed() -> None:
     IdleTrimmer(0.02, other).note_use()
     await other.reach(1)
     assert not closed.threads
+
+
+async def test_a_model_s_heap_is_trimmed_after_the_last_call_and_at_times_while_calls_go_on() -> None:
+    idle, busy = Trims(), Trims()
+    Trimmer(0.05, 1000, idle).note_use()
+    await idle.reach(1)
+    trimmer = Trimmer(1000, 0.05, busy)
+    is_over = threading.Event()
+
+    def work() -> None:
+        while not is_over.wait(0.001):
+            trimmer.note_use()
+
+    calls = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        await busy.reach(2)
+    finally:
+        is_over.set()
+        await calls
 
 
 async def test_requests_and_sessions_tell_that_they_have_left() -> None:

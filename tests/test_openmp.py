@@ -18,7 +18,7 @@ SETTINGS = re.compile(r"(OMP_WAIT_POLICY|GOMP_SPINCOUNT) = '(\w+)'")
 def openmp_of_server(
     monkeypatch: pytest.MonkeyPatch, isolation: str, **environment: str
 ) -> list[tuple[str, str]]:
-    """What OpenMP says of itself in a server that loads a model, once for each of its processes that has it."""
+    """What OpenMP says of itself in a server that loads a model, once for each process that has it."""
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_DISPLAY_ENV", "verbose")

@@ -5,9 +5,11 @@ import sys
 from typing import Final
 
 _SPINS: Final = 10_000
-"""How often a thread looks before it sleeps: well under a millisecond. GNU's OpenMP looks 1000 times where
-there are more threads than cores, which there are with several workers, and 100 unless it is told to wait
-actively."""
+"""How often a thread looks before it sleeps: well under a millisecond.
+
+Where there are more threads than cores, as with several workers, it is 1000 at most, and 100 unless OpenMP is
+told to wait actively. Source: GNU libgomp's manual, GOMP_SPINCOUNT.
+"""
 
 _POLICY: Final = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": str(_SPINS)}
 

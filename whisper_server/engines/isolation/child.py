@@ -22,7 +22,7 @@ from whisper_server.core.engine import Engine, EngineLoader
 from whisper_server.core.errors import EngineCrashedError, EngineError, ModelLoadError, WhisperServerError
 from whisper_server.engines.blas_threads import use_one_blas_thread
 from whisper_server.engines.isolation.audio_slots import SharedAudio
-from whisper_server.engines.isolation.heap import IdleTrimmer, keep_freed_memory
+from whisper_server.engines.isolation.heap import Trimmer, keep_freed_memory
 from whisper_server.engines.isolation.messages import (
     Begin,
     Call,
@@ -100,7 +100,7 @@ class _Calls:
         self._pipe = pipe
         self._engine = engine
         self._audio = audio
-        self._trimmer = IdleTrimmer()
+        self._trimmer = Trimmer()
 
     def answer(self, call: Call) -> None:
         try:
