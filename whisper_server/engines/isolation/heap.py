@@ -32,13 +32,13 @@ def keep_freed_memory() -> None:
 
 
 class Trimmer:
-    """Gives freed memory back to the system once nothing has been done for a few seconds, or at times.
+    """Gives freed memory back once nothing was done for some seconds, and at times while calls go on.
 
     Thread-safe; it has a thread of its own.
 
     Args:
         idle_s: how long nothing was done.
-        longest_s: how long something is done all the time.
+        longest_s: how long calls may go on without it.
         trim: gives it back.
     """
 
