@@ -70,7 +70,7 @@ class RecordedWhisper:
 
 
 def recorded_engine(
-    folder: Path, *, compute_type: str = "int8", as_if_on: str = "cpu"
+    folder: Path, *, compute_type: str = "int8", as_if_on: str = "cpu", cores: int = 0
 ) -> tuple[FasterWhisperEngine, RecordedWhisper]:
     """An engine on the CPU, and its calls.
 
@@ -78,9 +78,10 @@ def recorded_engine(
         folder: the model.
         compute_type: CTranslate2's number format.
         as_if_on: whose way of batching the engine takes: `cpu` or `cuda`.
+        cores: that its calls share, if they are to.
     """
     model = WhisperModel(str(folder), device="cpu", compute_type=compute_type, cpu_threads=1)
     recorded = RecordedWhisper(model.model)
     model.model = recorded
-    compute = ComputeChoice("faster-whisper", as_if_on, compute_type, cpu_threads=1, workers=1)
+    compute = ComputeChoice("faster-whisper", as_if_on, compute_type, cpu_threads=1, workers=1, cores=cores)
     return FasterWhisperEngine(model, compute, weights_bytes=1), recorded

@@ -456,6 +456,7 @@ def test_an_automatic_request_always_gets_a_choice_that_can_work(facts: Hardware
     assert choice.engine in facts.installed_engines
     assert choice.compute_type in supported
     assert choice.workers == (workers or 1)
+    assert choice.cores == facts.usable_cores
     assert choice.cpu_threads >= 1
     assert choice.cpu_threads * choice.workers <= max(facts.usable_cores, choice.workers)
     assert choice.device != "mps" or (choice.engine == "transformers" and facts.mps_available)

@@ -109,10 +109,11 @@ class ComputeChoice:
     Attributes:
         engine: `faster-whisper` or another registered engine.
         device: `cpu`, `cuda` or `mps`.
-        device_index: which GPU.
         compute_type: CTranslate2's name of the number format, such as `int8` or `float16`.
         cpu_threads: threads of one worker.
         workers: calls that run in parallel on the same weights.
+        device_index: which GPU.
+        cores: whole cores of the CPU that all calls share, or 0 where nobody has counted them.
     """
 
     engine: str
@@ -121,6 +122,7 @@ class ComputeChoice:
     cpu_threads: int
     workers: int
     device_index: int = 0
+    cores: int = 0
 
 
 EngineLoader = Callable[[Path, ComputeChoice], Engine]

@@ -185,6 +185,7 @@ def choose_compute(facts: HardwareFacts, request: HardwareRequest) -> Decision:
         cpu_threads=cpu_threads,
         workers=workers,
         device_index=request.device_index,
+        cores=facts.usable_cores,
     )
     return Decision(
         choice,

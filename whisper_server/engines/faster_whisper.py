@@ -30,6 +30,7 @@ from whisper_server.core.types import (
     Task,
     Window,
 )
+from whisper_server.engines.shared_cores import shared_cores
 from whisper_server.engines.whisper_encoder import Encoder, Encodings
 from whisper_server.engines.whisper_prompts import Prompts
 from whisper_server.engines.word_alignment import with_alignment
@@ -116,8 +117,12 @@ class FasterWhisperEngine:
         self._model = model
         self._whisper = model.model
         spare = _SPARE_WORKERS[compute.device]
-        # A GPU is to find its next step in CTranslate2's own queue.
-        turns = WorkerTurns(compute.workers if spare else compute.workers + 1, spare=spare)
+        if compute.device == "cpu":
+            computing = shared_cores(compute.cores).computing
+            turns = WorkerTurns(compute.workers, spare=spare, computing=computing)
+        else:
+            # A GPU is to find its next step in CTranslate2's own queue.
+            turns = WorkerTurns(compute.workers + 1, spare=spare)
         self._encoder = Encoder(self._whisper, turns, in_batches=compute.device == "cuda")
         self._prompts = Prompts(model)
         self._vocabulary_size: int = model.hf_tokenizer.get_vocab_size()

@@ -2,8 +2,8 @@
 
 import itertools
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from whisper_server.core.scheduling import Priority
 
@@ -19,9 +19,17 @@ class WorkerTurns:
     Args:
         workers: steps of one priority that are computed at once.
         spare: so many more for those that are more urgent than what is being computed.
+        computing: what a step is computed inside of.
     """
 
-    def __init__(self, workers: int, *, spare: int) -> None:
+    def __init__(
+        self,
+        workers: int,
+        *,
+        spare: int,
+        computing: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self._computing = computing
         self._workers = workers
         self._places = workers + spare
         self._changed = threading.Condition()
@@ -48,7 +56,8 @@ class WorkerTurns:
                 self._waiting.remove(ticket)
                 self._changed.notify_all()
         try:
-            yield
+            with self._computing():
+                yield
         finally:
             with self._changed:
                 self._running.remove(priority)
