@@ -477,6 +477,22 @@ def test_another_model_or_format_is_measured_anew(model: Path, tmp_path: Path) -
     assert not is_measured()
 
 
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "CT2_USE_MKL"])
+def test_what_makes_the_libraries_compute_otherwise_is_measured_anew(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def is_measured() -> bool:
+        bench = Bench(*TWIN_IS_BETTER)
+        calibrator(bench, tmp_path).load(model, decide(TWO_CORES).choice, bench.load)
+        return len(bench.loads) > 1
+
+    monkeypatch.delenv(name, raising=False)
+    assert is_measured()
+    monkeypatch.setenv(name, "1")
+    assert is_measured()
+    assert not is_measured()
+
+
 def test_models_are_measured_one_at_a_time_and_each_once(tmp_path: Path) -> None:
     """Two threads at the barrier at once would both pass it."""
     barrier = threading.Barrier(2)

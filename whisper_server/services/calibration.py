@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +30,9 @@ from whisper_server.services.engine_measuring import Clock, Measure, measure_eng
 _logger = logging.getLogger("whisper_server.calibration")
 
 _LIBRARIES: Final = ("ctranslate2", "faster-whisper")
+
+_PREFIXES: Final = ("CT2_", "GOMP_", "MKL_", "OMP_")
+"""Of environment variables that tell these libraries how to compute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +254,9 @@ def _model_fingerprint(folder: Path) -> str:
 
 
 def _libraries() -> str:
-    return ", ".join(f"{name} {_version(name)}" for name in _LIBRARIES)
+    versions = [f"{name} {_version(name)}" for name in _LIBRARIES]
+    told = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(_PREFIXES)]
+    return ", ".join(versions + told)
 
 
 def _version(package: str) -> str:

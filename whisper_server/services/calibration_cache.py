@@ -36,7 +36,7 @@ class CalibrationKey:
         machine: its fingerprint, see `core.calibration.machine_fingerprint`.
         model: fingerprint of the model's files.
         compute_type: the number format that was asked for.
-        libraries: the versions of what computes.
+        libraries: the versions of what computes, and what the environment tells them.
         candidates: what there was to choose from, the default first.
     """
 
