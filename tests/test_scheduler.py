@@ -24,8 +24,8 @@ from whisper_server.core.errors import (
 from whisper_server.core.scheduling import Caller, Priority
 from whisper_server.core.types import Decoded, DecodeOptions, LanguageProbabilities, Window
 from whisper_server.engines.scripted import ScriptedEngine, Step, scripted_capabilities
-from whisper_server.services.engine_lane import SchedulerLimits
 from whisper_server.services.scheduler import Scheduler
+from whisper_server.services.scheduler_limits import SchedulerLimits
 
 FILE = Priority.SHORT_FILE
 

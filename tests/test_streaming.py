@@ -48,10 +48,10 @@ from whisper_server.core.stream_events import (
 from whisper_server.core.types import Pcm16, Samples, Window
 from whisper_server.engines.scripted import scripted_capabilities
 from whisper_server.engines.silero_vad import SileroVad
-from whisper_server.services.engine_lane import SchedulerLimits
 from whisper_server.services.model_catalog import ModelReference
 from whisper_server.services.pcm_input import PcmFormat, PcmInput
 from whisper_server.services.scheduler import Backlog, Scheduler, TimedDecode
+from whisper_server.services.scheduler_limits import SchedulerLimits
 from whisper_server.services.stream_queues import Outgoing
 from whisper_server.services.streaming import LiveStream, StreamLimits, StreamService
 from whisper_server.services.voice_detectors import VoiceDetectorPool

@@ -41,7 +41,6 @@ from whisper_server.services.audio_processor import AudioProcessor
 from whisper_server.services.calibration import Calibrator
 from whisper_server.services.calibration_cache import CalibrationCache, platform_cache_folder
 from whisper_server.services.compute_choice import decide
-from whisper_server.services.engine_lane import SchedulerLimits
 from whisper_server.services.engine_measuring import Measure, measure_engine
 from whisper_server.services.idle_trimming import IdleTrimmer
 from whisper_server.services.model_catalog import ModelCatalog, ModelReference
@@ -49,6 +48,7 @@ from whisper_server.services.model_download import ModelStore
 from whisper_server.services.model_manager import ModelManager
 from whisper_server.services.requests import RequestRegistry
 from whisper_server.services.scheduler import Scheduler
+from whisper_server.services.scheduler_limits import SchedulerLimits
 from whisper_server.services.stream_limits import StreamLimits
 from whisper_server.services.stream_timings import StreamTimings
 from whisper_server.services.streaming import StreamService

@@ -5,7 +5,6 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 from weakref import ref
 
@@ -23,6 +22,8 @@ from whisper_server.core.errors import (
 from whisper_server.core.scheduling import Caller, FairQueue, Priority, Waiting
 from whisper_server.services.daemon_calls import in_daemon_thread
 from whisper_server.services.engine_jobs import Job, still_wanted
+from whisper_server.services.scheduler_counters import SchedulerCounters
+from whisper_server.services.scheduler_limits import SchedulerLimits
 
 logger = logging.getLogger("whisper_server.scheduler")
 
@@ -34,54 +35,6 @@ _GATHER_SHARE, _GATHER_S = 0.5, 1.0
 
 _CALM_CALLS = 64
 """After so many calls that fitted into memory, twice the batch is tried again."""
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerLimits:
-    """Bounds of each engine's queue.
-
-    Attributes:
-        max_batch: the most windows of one call; None leaves it to the engine.
-        max_waiting: windows that may wait; more are refused.
-        ageing_s: a window that has waited so long is due whatever its priority.
-        call_timeout_s: for each window of a call; a call that takes longer has hung.
-    """
-
-    max_batch: int | None = None
-    max_waiting: int = 2048
-    ageing_s: float = 5.0
-    call_timeout_s: float = 120.0
-
-
-@dataclass(slots=True)
-class SchedulerCounters:
-    """What has happened since the start, in windows unless the name says calls.
-
-    Attributes:
-        windows_decoded: came back with a result.
-        windows_dropped: called off while they waited.
-        windows_wasted: called off while they ran.
-        windows_failed: came back with an error.
-        windows_retried: run again after their process had died.
-        windows_refused: found the queue full.
-        calls: to engines.
-        calls_split: that failed and were run again in halves.
-        calls_crashed: whose process died.
-        calls_hung: that were given up.
-        calls_out_of_memory: that the device could not hold.
-    """
-
-    windows_decoded: int = 0
-    windows_dropped: int = 0
-    windows_wasted: int = 0
-    windows_failed: int = 0
-    windows_retried: int = 0
-    windows_refused: int = 0
-    calls: int = 0
-    calls_split: int = 0
-    calls_crashed: int = 0
-    calls_hung: int = 0
-    calls_out_of_memory: int = 0
 
 
 class EngineLane:

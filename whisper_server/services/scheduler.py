@@ -13,7 +13,9 @@ from whisper_server.core.engine import Engine
 from whisper_server.core.scheduling import Caller, Priority
 from whisper_server.core.types import Decoded, LanguageProbabilities, Window
 from whisper_server.services.engine_jobs import Job, language_job, text_job
-from whisper_server.services.engine_lane import EngineLane, SchedulerCounters, SchedulerLimits
+from whisper_server.services.engine_lane import EngineLane
+from whisper_server.services.scheduler_counters import SchedulerCounters
+from whisper_server.services.scheduler_limits import SchedulerLimits
 
 
 @dataclass(frozen=True, slots=True)
