@@ -66,6 +66,44 @@ def test_what_threads_have_freed_can_be_given_back() -> None:
     assert float(run.stdout) < 8
 
 
+_CALLS = """
+import ctypes
+from pathlib import Path
+from whisper_server.engines.isolation.heap import keep_freed_memory
+
+keep_freed_memory()
+
+import numpy as np
+import whisper_server.demo
+from whisper_server.core.engine import ComputeChoice
+from whisper_server.core.types import Window
+from whisper_server.engines import faster_whisper
+
+NAMES = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+
+class MallInfo(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in NAMES.split()]
+
+mallinfo2 = ctypes.CDLL(None).mallinfo2
+mallinfo2.restype = MallInfo
+compute = ComputeChoice("faster-whisper", "cpu", "int8", cpu_threads=2, workers=1)
+engine = faster_whisper.load(whisper_server.demo.MODEL_PATH, compute)
+window = Window(np.random.default_rng(1).normal(0, 0.1, 480_000).astype(np.float32), language="en")
+before_bytes = mallinfo2().uordblks
+for _ in range(4):
+    engine.decode([window])
+print((mallinfo2().uordblks - before_bytes) / 1e6)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver() < ("glibc", "2.33"), reason="glibc's mallinfo2")
+def test_calls_leave_nothing_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MKL's own heap would keep some 60 MB here."""
+    monkeypatch.delenv("MKL_DISABLE_FAST_MM", raising=False)
+    run = subprocess.run([sys.executable, "-c", _CALLS], capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 25
+
+
 class Trims:
     """Counts how often it was called; a test may wait for the next time."""
 
