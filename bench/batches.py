@@ -18,12 +18,13 @@ from typing import get_args
 
 import soundfile
 
+from bench.command_line import at_least_one
 from bench.demo_weights import Size, widened_model
 from bench.load.clips import Clip, dense_clips
 from bench.load.measures import median
-from bench.load.report import Result, machine_facts, render, usable_cores
+from bench.load.report import Result, machine_facts, render, render_facts, usable_cores
 from whisper_server.core.engine import ComputeChoice, Engine
-from whisper_server.core.types import DecodeOptions, Window
+from whisper_server.core.types import DecodeOptions, Samples, Window
 from whisper_server.engines import faster_whisper
 from whisper_server.engines.isolation.heap import keep_freed_memory
 from whisper_server.engines.openmp import wait_actively
@@ -35,7 +36,7 @@ def main(words: Sequence[str] | None = None) -> int:
     wait_actively()
     keep_freed_memory()
     facts = machine_facts() | {"weights": options.cost, "threads": str(options.threads)}
-    print("\n".join(f"{name}: {value}" for name, value in facts.items()) + "\n", flush=True)
+    print(render_facts(facts), flush=True)
     compute = ComputeChoice(faster_whisper.NAME, "cpu", "int8", cpu_threads=options.threads, workers=1)
     with tempfile.TemporaryDirectory() as folder:
         engine = faster_whisper.load(widened_model(options.cost, Path(folder) / options.cost), compute)
@@ -60,11 +61,12 @@ def measure(engine: Engine, beams: Sequence[int], sizes: Sequence[int], rounds: 
         Seconds for each size, encoding included, and throughput over that of the first size.
     """
     first, *others = sizes
-    clips = dense_clips(max(sizes))
+    samples = [_samples(clip) for clip in dense_clips(max(sizes))]
     columns = ["beams", *(f"by {size}: s" for size in sizes), *(f"{size} ÷ {first}" for size in others)]
     result = Result("batches", columns)
     for count in beams:
-        windows = [_window(clip, DecodeOptions(beam_size=count, temperatures=(0.0,))) for clip in clips]
+        options = DecodeOptions(beam_size=count, temperatures=(0.0,))
+        windows = [Window(each, language="en", options=options) for each in samples]
         engine.decode(windows[:1])  # what is allocated at the first call is not measured
         took_s: dict[int, list[float]] = {size: [] for size in sizes}
         for _ in range(rounds):
@@ -75,7 +77,7 @@ def measure(engine: Engine, beams: Sequence[int], sizes: Sequence[int], rounds: 
         gains = [_gain(took_s[first], took_s[size]) for size in others]
         result.rows.append([count, *(median(took_s[size]) for size in sizes), *gains])
     result.notes.append(
-        f"{len(clips)} windows of about 30 s without silence; {rounds} rounds, medians; "
+        f"{len(samples)} windows of about 30 s without silence; {rounds} rounds, medians; "
         "÷ is the throughput over that of the first size"
     )
     return result
@@ -92,9 +94,9 @@ def _decode_s(engine: Engine, windows: Sequence[Window], size: int) -> float:
     return time.perf_counter() - began_s
 
 
-def _window(clip: Clip, options: DecodeOptions) -> Window:
-    samples, _ = soundfile.read(io.BytesIO(clip.flac), dtype="float32")
-    return Window(samples, language="en", options=options)
+def _samples(clip: Clip) -> Samples:
+    samples: Samples = soundfile.read(io.BytesIO(clip.flac), dtype="float32")[0]
+    return samples
 
 
 def _parse(words: Sequence[str] | None) -> argparse.Namespace:
@@ -104,18 +106,13 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--cost", choices=get_args(Size), default="base", help="default: %(default)s")
-    parser.add_argument("--beams", type=int, nargs="+", default=[5, 1], help="default: 5 1")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8], help="default: 1 2 4 8")
-    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=usable_cores(), help="default: all cores")
-    options = parser.parse_args(words)
-    for name in ("beams", "sizes"):
-        if min(getattr(options, name)) < 1:
-            parser.error(f"--{name} must be at least 1")
-    for name in ("rounds", "threads"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1")
-    return options
+    parser.add_argument("--beams", type=at_least_one, nargs="+", default=[5, 1], help="default: 5 1")
+    parser.add_argument(
+        "--sizes", type=at_least_one, nargs="+", default=[1, 2, 4, 8], help="default: 1 2 4 8"
+    )
+    parser.add_argument("--rounds", type=at_least_one, default=3, help="default: %(default)s")
+    parser.add_argument("--threads", type=at_least_one, default=usable_cores(), help="default: all cores")
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ class RecordedWhisper:
         self.calls: list[Call] = []
         self.fault: BaseException | None = None
         self.holds: deque[threading.Event] = deque()
+        self._held = threading.Condition()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._whisper, name)
@@ -48,8 +49,10 @@ class RecordedWhisper:
         if self.fault is not None:
             fault, self.fault = self.fault, None
             raise fault
-        if self.holds:
-            assert self.holds.popleft().wait(_WAIT_S)
+        with self._held:
+            hold = self.holds.popleft() if self.holds else None
+            self._held.notify_all()
+        assert hold is None or hold.wait(_WAIT_S)
         return self._whisper.generate(encoded, prompts, **options)
 
     def detect_language(self, encoded: Any) -> Any:
@@ -59,6 +62,11 @@ class RecordedWhisper:
     def align(self, encoded: Any, *arguments: Any) -> Any:
         self._note("align", encoded)
         return self._whisper.align(encoded, *arguments)
+
+    def wait_until_held(self, *, to_come: int = 0) -> None:
+        """Wait until a `generate` waits for each of `holds` but these."""
+        with self._held:
+            assert self._held.wait_for(lambda: len(self.holds) <= to_come, _WAIT_S)
 
     def of(self, method: str) -> list[Call]:
         """The calls of one method."""

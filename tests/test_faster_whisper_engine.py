@@ -1,7 +1,6 @@
 """The faster-whisper engine by itself: what it refuses, what it survives, and how it names its faults."""
 
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -185,8 +184,7 @@ def test_an_urgent_call_overtakes_a_patient_one(
     whisper.holds.append(hold)
     with ThreadPoolExecutor(1) as threads:
         file = threads.submit(engine.decode, [other], Priority.LONG_FILE)
-        while whisper.holds:  # until the file's window is being decoded
-            time.sleep(0.001)
+        whisper.wait_until_held()
         assert engine.decode([clip], Priority.SHORT_FILE) == [alone]
         assert not file.done()
         hold.set()

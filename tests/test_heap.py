@@ -68,7 +68,6 @@ def test_what_threads_have_freed_can_be_given_back() -> None:
 
 _CALLS = """
 import ctypes
-from pathlib import Path
 from whisper_server.engines.isolation.heap import keep_freed_memory
 
 keep_freed_memory()

@@ -3,7 +3,6 @@
 import ctypes
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -107,10 +106,10 @@ def test_two_calls_on_two_cores_have_one_thread_each(
     assert region_threads() == 2
     with ThreadPoolExecutor(2) as threads:
         file = threads.submit(engine.decode, [window], Priority.LONG_FILE)
-        wait_until(lambda: len(whisper.holds) == 1)
+        whisper.wait_until_held(to_come=1)
         assert region_threads() == 2
         short = threads.submit(engine.decode, [window], Priority.SHORT_FILE)
-        wait_until(lambda: not whisper.holds)
+        whisper.wait_until_held()
         assert region_threads() == 1
         holds[1].set()
         assert short.result(60) == [alone]
@@ -119,7 +118,6 @@ def test_two_calls_on_two_cores_have_one_thread_each(
         assert file.result(60) == [alone]
 
 
-@needs_gnu
 def test_an_openmp_whose_threads_choose_for_themselves_is_left_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -140,10 +138,3 @@ def test_an_openmp_whose_threads_choose_for_themselves_is_left_alone(
     with cores.computing(), cores.computing():
         assert library.levels == 3
     assert library.levels == 3
-
-
-def wait_until(is_so: Any) -> None:
-    give_up_s = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < give_up_s
-        time.sleep(0.001)

@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
+from bench.command_line import at_least_one, split_server_flags
 from bench.demo_weights import Size, widened_model
 from bench.load.burst import burst
 from bench.load.isolation import isolation
@@ -32,9 +33,9 @@ from bench.load.leavers import leavers
 from bench.load.mixed import mixed
 from bench.load.models import models
 from bench.load.overload import overload
-from bench.load.own_server import NotMeasurableError, split_server_flags
+from bench.load.own_server import NotMeasurableError
 from bench.load.plan import Peer, Plan, Scenario, check_peer
-from bench.load.report import Result, machine_facts, render, usable_cores, write_json
+from bench.load.report import Result, machine_facts, render, render_facts, usable_cores, write_json
 
 SCENARIOS: Mapping[str, Scenario] = {
     "mixed": mixed,
@@ -64,7 +65,7 @@ def main(words: Sequence[str] | None = None) -> int:
             print(error, file=sys.stderr)
             return _NO_PEER
     facts = machine_facts() | {"weights": options.cost, "library threads": str(options.threads)}
-    print("\n".join(f"{name}: {value}" for name, value in facts.items()) + "\n", flush=True)
+    print(render_facts(facts), flush=True)
     results: list[Result] = []
     with tempfile.TemporaryDirectory() as folder:
         plan = Plan(
@@ -107,15 +108,15 @@ def _parse(words: Sequence[str]) -> tuple[argparse.Namespace, tuple[str, ...]]:
     )
     parser.add_argument("--cost", choices=get_args(Size), default="tiny", help="default: %(default)s")
     parser.add_argument(
-        "--threads", type=_at_least_one, default=usable_cores(), help="of the library; default: all cores"
+        "--threads", type=at_least_one, default=usable_cores(), help="of the library; default: all cores"
     )
     parser.add_argument(
         "--minutes", type=float, default=10.0, help="how long the overload lasts; default: %(default)g"
     )
     parser.add_argument(
-        "--clips", type=_at_least_one, default=60, help="that arrive beside the file; default: %(default)s"
+        "--clips", type=at_least_one, default=60, help="that arrive beside the file; default: %(default)s"
     )
-    parser.add_argument("--rounds", type=_at_least_one, default=5, help="of each burst; default: %(default)s")
+    parser.add_argument("--rounds", type=at_least_one, default=5, help="of each burst; default: %(default)s")
     parser.add_argument(
         "--peer", metavar="URL", help=f"another OpenAI-compatible server; its key: {_PEER_KEY}"
     )
@@ -130,13 +131,6 @@ def _parse(words: Sequence[str]) -> tuple[argparse.Namespace, tuple[str, ...]]:
     if options.minutes <= 0:
         parser.error("--minutes must be above 0")
     return options, server_flags
-
-
-def _at_least_one(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 def _peer(options: argparse.Namespace) -> Peer | None:

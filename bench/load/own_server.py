@@ -1,7 +1,7 @@
 """This project's server under load: its settings, its counters, its memory."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,15 +66,6 @@ class OwnServer:
     def memory_mb(self) -> float | None:
         """Resident memory of all its processes; None where it cannot be read."""
         return tree_memory_mb(self.process.pid)
-
-
-def split_server_flags(words: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """A benchmark's own words, and what comes after `--` for the server."""
-    own = list(words)
-    if "--" not in own:
-        return own, ()
-    cut = own.index("--")
-    return own[:cut], tuple(own[cut + 1 :])
 
 
 def flags_for(settings: Mapping[str, object]) -> list[str]:

@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -127,6 +127,11 @@ def machine_facts() -> dict[str, str]:
         "python": platform.python_version(),
     }
     return facts | {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def render_facts(facts: Mapping[str, str]) -> str:
+    """What a run holds for as text for people, a line each and an empty one."""
+    return "\n".join(f"{name}: {value}" for name, value in facts.items()) + "\n"
 
 
 def usable_cores() -> int:

@@ -30,9 +30,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from bench.command_line import at_least_one, split_server_flags
 from bench.demo_weights import Size, widened_model
-from bench.load.own_server import MODEL, NotMeasurableError, own_server, split_server_flags
-from bench.load.report import Result, Verdict, machine_facts, render, write_json
+from bench.load.own_server import MODEL, NotMeasurableError, own_server
+from bench.load.report import Result, Verdict, machine_facts, render, render_facts, write_json
 from bench.streaming.doors import SILENCE_MS, STT, Address, Door, RealtimeDoor, SttDoor
 from bench.streaming.rounds import COLUMNS, Round, quiet_round, streams_round
 
@@ -157,7 +158,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options, server_flags = _parse(sys.argv[1:] if words is None else words)
     facts = machine_facts()
     facts |= {"server": options.peer} if options.peer else {"weights": options.cost}
-    print("\n".join(f"{name}: {value}" for name, value in facts.items()) + "\n", flush=True)
+    print(render_facts(facts), flush=True)
     try:
         result = asyncio.run(_run(options, server_flags))
     except NotMeasurableError as error:
@@ -209,7 +210,7 @@ def _parse(words: Sequence[str]) -> tuple[argparse.Namespace, tuple[str, ...]]:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--streams", type=_at_least_one, nargs="+", default=[1, 4, 8, 16], metavar="N")
+    parser.add_argument("--streams", type=at_least_one, nargs="+", default=[1, 4, 8, 16], metavar="N")
     parser.add_argument("--cost", choices=get_args(Size), default="tiny", help="default: %(default)s")
     parser.add_argument(
         "--seconds", type=float, default=60.0, help="of each round, about; default: %(default)g"
@@ -235,13 +236,6 @@ def _parse(words: Sequence[str]) -> tuple[argparse.Namespace, tuple[str, ...]]:
         options.streams, options.seconds = [1, 2], 8.0
         options.quiet_streams, options.quiet_seconds = min(5, options.quiet_streams), 6.0
     return options, server_flags
-
-
-def _at_least_one(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 if __name__ == "__main__":
